@@ -1,0 +1,84 @@
+"""Errors as values: a stable code, what was wrong, and what to do about it.
+
+A `Problem` travels in an ERROR frame and is raised at the other end as a `Failure`. The codes are a
+public interface: docs/protocol.md lists them, and a test holds the two together.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+CODES: Final[dict[str, str]] = {
+    "protocol.version": "the peer speaks another version of the protocol",
+    "protocol.frame-too-long": "a frame announces a body over the limit",
+    "protocol.malformed": "a header or a body does not follow the format",
+    "protocol.unknown-type": "a frame has a type that this version does not know",
+    "protocol.sequence": "a frame came when the session or its stream did not allow it",
+    "protocol.hello-timeout": "no hello came in time",
+    "protocol.too-many-streams": "more requests are under way than the hello settled",
+    "protocol.closed": "the connection ended before the answer came",
+    "request.unknown-method": "there is no such method on this line",
+    "request.invalid": "the parameters of the method are not of its type",
+    "request.cancelled": "the caller withdrew the request",
+    "request.internal": "the program that serves the request failed; its log has the details",
+    "bus.no-subscriber": "nobody subscribes to the topic",
+    "bus.payload-too-large": "the payload is over the limit",
+    "bus.backpressure": "an inbox is full",
+    "bus.not-permitted": "the sender may not publish on the topic",
+    "bus.expired": "the message is past its time to live, or has made too many hops",
+    "bus.invalid-topic": "the topic is not made of words and dots",
+    "agent.unknown": "there is no agent of that name",
+    "conversation.unknown": "there is no conversation of that correlation id",
+    "attention.unknown": "there is no open attention request of that number",
+    "journal.mismatch": "a replayed request differs from its journal entry",
+    "work.unknown-delivery": "the worker does not hold that delivery",
+    "work.budget": "the delivery has used up its steps, tokens or time",
+    "tool.not-permitted": "the agent has no grant for the tool or its target",
+    "tool.unknown": "there is no tool of that name",
+    "tool.failed": "the tool could not do what it was asked",
+    "inference.budget": "the token budget ended before the answer was complete",
+    "inference.context": "the prompt does not fit into the context of the model",
+    "inference.unavailable": "the engine is not running, or no model is configured",
+    "inference.schema": "the JSON Schema cannot be turned into a grammar",
+    "inference.busy": "the queue of the engine is full",
+    "model.unknown": "there is no model of that name",
+    "model.invalid": "the file is not a model that can be loaded",
+    "store.full": "the disk or its quota is full",
+    "store.unavailable": "the store cannot be read or written",
+    "store.ownership": "the row belongs to somebody else",
+    "sandbox.refused": "a required layer of the sandbox is missing",
+}
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One error: `code` from `CODES`, a sentence, the cure, and typed particulars."""
+
+    code: str
+    message: str
+    cure: str = ""
+    details: dict[str, Any] = {}
+
+
+class Failure(Exception):
+    """A `Problem` in flight. `str()` is the sentence and its cure."""
+
+    def __init__(self, code: str, message: str, cure: str = "", **details: Any) -> None:
+        assert code in CODES, f"{code} is not a code of the protocol"
+        self.problem = Problem(code=code, message=message, cure=cure, details=details)
+        super().__init__(f"{message} {cure}".rstrip())
+
+    @classmethod
+    def of(cls, problem: Problem) -> "Failure":
+        """The exception for a problem that came over the wire, known code or not."""
+        failure = cls.__new__(cls)
+        failure.problem = problem
+        Exception.__init__(failure, f"{problem.message} {problem.cure}".rstrip())
+        return failure
+
+    @property
+    def code(self) -> str:
+        return self.problem.code
+
+
+class LocalProtocolError(Exception):
+    """This program misused the protocol: a defect here, never the peer's fault."""

@@ -1,0 +1,44 @@
+"""Every bound of the protocol, each with the sum or the reason behind it.
+
+Sizes are bytes, times are seconds unless the name ends in another unit.
+"""
+
+from typing import Final
+
+HEADER_BYTES: Final = 16
+"""version (4) + length (4) + type (2) + reserved (2) + stream (4)."""
+
+PAYLOAD_BYTES_MAX: Final = 256 * 1024
+"""The largest message an agent may publish: a page of text many times over, and small enough that
+an inbox of 64 of them fits into 16 MiB."""
+
+FRAME_BODY_BYTES_MAX: Final = 4 * 1024 * 1024
+"""One body. Holds a full inbox read of 8 payloads of the largest size with room for their
+envelopes, or the vectors of 2,048 texts at 256 dimensions of 4 bytes."""
+
+assert FRAME_BODY_BYTES_MAX >= 8 * PAYLOAD_BYTES_MAX
+
+BODY_DEPTH_MAX: Final = 32
+"""Nesting of maps and arrays. A JSON Schema inside a request is the deepest thing that is sent:
+ten levels of schema cost twenty of nesting."""
+
+BODY_ELEMENTS_MAX: Final = 131_072
+"""Values in one body. A decoder spends about 1 µs on each, so that a hostile body
+costs 0.13 s at most."""
+
+STREAMS_MAX: Final = 1024
+"""Requests under way on one connection in one direction: two hundred agents with a few each."""
+
+STREAM_ITEMS_MAX: Final = 256
+"""Items of one streamed response held for a slow reader before the connection stops reading."""
+
+HELLO_SECONDS_MAX: Final = 2.0
+"""A peer that has not said hello by then is not a peer. A loaded machine answers in 50 ms."""
+
+WRITE_HIGH_WATER_BYTES: Final = 1024 * 1024
+WRITE_LOW_WATER_BYTES: Final = 256 * 1024
+"""A writer waits above the high mark until the transport has drained to the low one: a quarter of
+the largest frame stays queued, so the socket never runs dry while the writer wakes up."""
+
+SOCKET_READ_BYTES: Final = 256 * 1024
+"""One read: a full kernel buffer of a Unix socket (208 KiB by default)."""

@@ -1,0 +1,112 @@
+"""Every request of the protocol: its name and the types of its parameters, items and result.
+
+docs/protocol.md lists the same methods, and a test holds the two together. `LINES` says on which
+line each is served; anything else there is `request.unknown-method`.
+"""
+
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from ipc_protocol import control, inference, work
+from ipc_protocol.inference import Nothing
+from ipc_protocol.values import Receipt
+
+P = TypeVar("P", bound=msgspec.Struct)
+R = TypeVar("R")
+Item = TypeVar("Item")
+
+
+class Method(msgspec.Struct, Generic[P, R, Item], frozen=True):
+    """`item` is `Nothing` where the response is not streamed."""
+
+    name: str
+    params: type[P]
+    result: Any
+    item: Any = Nothing
+
+
+ENGINE_START = Method[inference.EngineStart, inference.ModelInfo, Nothing](
+    "engine.start", inference.EngineStart, inference.ModelInfo
+)
+ENGINE_STATUS = Method[Nothing, inference.EngineStatus, Nothing](
+    "engine.status", Nothing, inference.EngineStatus
+)
+ENGINE_GENERATE = Method[inference.Generate, inference.Generated, inference.GeneratedText](
+    "engine.generate", inference.Generate, inference.Generated, inference.GeneratedText
+)
+ENGINE_PREFER = Method[inference.Prefer, inference.Preferred, Nothing](
+    "engine.prefer", inference.Prefer, inference.Preferred
+)
+ENGINE_EMBED = Method[inference.Embed, inference.Embedded, Nothing](
+    "engine.embed", inference.Embed, inference.Embedded
+)
+
+ZYGOTE_FORK = Method[work.Fork, work.Forked, Nothing]("zygote.fork", work.Fork, work.Forked)
+ZYGOTE_KILL = Method[work.Kill, Nothing, Nothing]("zygote.kill", work.Kill, Nothing)
+ZYGOTE_EXITS = Method[work.WatchExits, Nothing, work.WorkerExited](
+    "zygote.exits", work.WatchExits, Nothing, work.WorkerExited
+)
+
+WORKER_START = Method[work.WorkerStart, work.WorkerReady, Nothing](
+    "worker.start", work.WorkerStart, work.WorkerReady
+)
+WORKER_HANDLE = Method[work.Handle, work.Completion, Nothing](
+    "worker.handle", work.Handle, work.Completion
+)
+WORK_EFFECT = Method[work.EffectRequest, work.EffectResult, Nothing](
+    "work.effect", work.EffectRequest, work.EffectResult
+)
+
+METRICS = Method[Nothing, control.Exposition, Nothing](
+    "gateway.metrics", Nothing, control.Exposition
+)
+HEALTH = Method[Nothing, control.Health, Nothing]("gateway.health", Nothing, control.Health)
+
+STATUS = Method[Nothing, control.Status, Nothing]("ctl.status", Nothing, control.Status)
+AGENTS = Method[Nothing, control.Agents, Nothing]("ctl.agents", Nothing, control.Agents)
+ASK = Method[control.Ask, Receipt, Nothing]("ctl.ask", control.Ask, Receipt)
+ANSWER = Method[control.AwaitAnswer, control.Conversation, Nothing](
+    "ctl.answer", control.AwaitAnswer, control.Conversation
+)
+SEND = Method[control.Send, Receipt, Nothing]("ctl.send", control.Send, Receipt)
+WATCH = Method[control.Watch, Nothing, control.Happening](
+    "ctl.watch", control.Watch, Nothing, control.Happening
+)
+TRACE = Method[control.OfConversation, control.Trace, Nothing](
+    "ctl.trace", control.OfConversation, control.Trace
+)
+SLOTS = Method[Nothing, control.Engines, Nothing]("ctl.slots", Nothing, control.Engines)
+MEMORY = Method[control.MemoryQuery, control.Memories, Nothing](
+    "ctl.memory", control.MemoryQuery, control.Memories
+)
+TASKS = Method[control.OfAgent, control.Tasks, Nothing]("ctl.tasks", control.OfAgent, control.Tasks)
+ATTENTION_LIST = Method[control.AttentionQuery, control.AttentionRequests, Nothing](
+    "ctl.attention.list", control.AttentionQuery, control.AttentionRequests
+)
+ATTENTION_ANSWER = Method[control.AttentionAnswer, Nothing, Nothing](
+    "ctl.attention.answer", control.AttentionAnswer, Nothing
+)
+
+LINES: Final[dict[str, tuple[Method[Any, Any, Any], ...]]] = {
+    "control": (
+        STATUS,
+        AGENTS,
+        ASK,
+        ANSWER,
+        SEND,
+        WATCH,
+        TRACE,
+        SLOTS,
+        MEMORY,
+        TASKS,
+        ATTENTION_LIST,
+        ATTENTION_ANSWER,
+    ),
+    "gateway": (METRICS, HEALTH),
+    "engine": (ENGINE_START, ENGINE_STATUS, ENGINE_GENERATE, ENGINE_PREFER, ENGINE_EMBED),
+    "zygote": (ZYGOTE_FORK, ZYGOTE_KILL, ZYGOTE_EXITS),
+    "worker": (WORKER_START, WORKER_HANDLE),
+    "work": (WORK_EFFECT,),
+}
+"""What is served on each line: control, gateway and work by the orchestrator."""

@@ -1,0 +1,409 @@
+"""The state machine of one connection, for either end. Bytes in, events out; no socket, no clock.
+
+Theory of operation. Both ends say HELLO once: the initiator first, the acceptor in reply. From then
+on either end opens streams with REQUEST: the initiator's ids are odd, the acceptor's even, each
+larger than the one before. A stream carries any number of ITEMs from the one who was asked, then
+exactly one RESULT or ERROR. The one who asked may send CANCEL; the stream still ends with a RESULT
+or an ERROR. GOODBYE announces an orderly end: no new streams, open ones finish.
+
+`SESSION` and `STREAM` below are the whole of it: a pair that is not in them is a violation.
+`Session.receive` never raises for what the peer does: it returns a `Failed` event with the reason
+and the bytes to send before hanging up. Misuse by this program raises `LocalProtocolError`.
+"""
+
+import enum
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from ipc_protocol import limits
+from ipc_protocol.errors import LocalProtocolError, Problem
+from ipc_protocol.frames import STREAM_MAX, Frame, FrameDecoder, FrameError, FrameType, encode
+from ipc_protocol.values import Message
+
+# ---- What is settled by the hello ---------------------------------------------------------------
+
+
+class Limits(Message, frozen=True):
+    body_bytes_max: int = limits.FRAME_BODY_BYTES_MAX
+    streams_max: int = limits.STREAMS_MAX
+
+
+class Hello(Message, frozen=True):
+    """Who speaks, what it can do beyond version 1, and what it accepts."""
+
+    name: str
+    features: list[str] = []
+    limits: Limits = Limits()
+
+
+class Request(Message, frozen=True):
+    method: str
+    params: dict[str, Any] = {}
+
+
+class Settled(Message, frozen=True):
+    """The outcome of the hello: features both have, the smaller of each limit."""
+
+    peer: str
+    features: list[str]
+    limits: Limits
+
+
+def settle(ours: Hello, theirs: Hello) -> Settled:
+    return Settled(
+        peer=theirs.name,
+        features=sorted(set(ours.features) & set(theirs.features)),
+        limits=Limits(
+            body_bytes_max=min(ours.limits.body_bytes_max, theirs.limits.body_bytes_max),
+            streams_max=min(ours.limits.streams_max, theirs.limits.streams_max),
+        ),
+    )
+
+
+# ---- States -------------------------------------------------------------------------------------
+
+
+class SessionState(enum.Enum):
+    GREETING = "greeting"
+    OPEN = "open"
+    LEAVING = "leaving"
+    FAILED = "failed"
+
+
+SESSION: Final[dict[tuple[SessionState, FrameType], SessionState]] = {
+    (SessionState.GREETING, FrameType.HELLO): SessionState.OPEN,
+    (SessionState.OPEN, FrameType.REQUEST): SessionState.OPEN,
+    (SessionState.OPEN, FrameType.ITEM): SessionState.OPEN,
+    (SessionState.OPEN, FrameType.RESULT): SessionState.OPEN,
+    (SessionState.OPEN, FrameType.ERROR): SessionState.OPEN,
+    (SessionState.OPEN, FrameType.CANCEL): SessionState.OPEN,
+    (SessionState.OPEN, FrameType.GOODBYE): SessionState.LEAVING,
+    (SessionState.LEAVING, FrameType.ITEM): SessionState.LEAVING,
+    (SessionState.LEAVING, FrameType.RESULT): SessionState.LEAVING,
+    (SessionState.LEAVING, FrameType.ERROR): SessionState.LEAVING,
+    (SessionState.LEAVING, FrameType.CANCEL): SessionState.LEAVING,
+}
+"""What the peer may send. After its GOODBYE it opens no stream; the rest runs out."""
+
+
+class StreamState(enum.Enum):
+    OPEN = "open"
+    CANCELLING = "cancelling"
+    CLOSED = "closed"
+
+
+STREAM: Final[dict[tuple[StreamState, FrameType], StreamState]] = {
+    (StreamState.OPEN, FrameType.ITEM): StreamState.OPEN,
+    (StreamState.OPEN, FrameType.RESULT): StreamState.CLOSED,
+    (StreamState.OPEN, FrameType.ERROR): StreamState.CLOSED,
+    (StreamState.OPEN, FrameType.CANCEL): StreamState.CANCELLING,
+    (StreamState.CANCELLING, FrameType.ITEM): StreamState.CANCELLING,
+    (StreamState.CANCELLING, FrameType.RESULT): StreamState.CLOSED,
+    (StreamState.CANCELLING, FrameType.ERROR): StreamState.CLOSED,
+}
+
+# ---- Events -------------------------------------------------------------------------------------
+
+
+class Opened(Message, frozen=True):
+    """The hello is settled; requests may flow."""
+
+    settled: Settled
+
+
+class RequestReceived(Message, frozen=True):
+    stream: int
+    request: Request
+
+
+class ItemReceived(Message, frozen=True):
+    stream: int
+    value: dict[str, Any]
+
+
+class ResultReceived(Message, frozen=True):
+    stream: int
+    value: dict[str, Any]
+
+
+class ErrorReceived(Message, frozen=True):
+    stream: int
+    problem: Problem
+
+
+class CancelReceived(Message, frozen=True):
+    stream: int
+
+
+class GoodbyeReceived(Message, frozen=True):
+    pass
+
+
+class Failed(Message, frozen=True):
+    """The connection is over. Send `farewell` (it may be empty), then hang up."""
+
+    problem: Problem
+    farewell: bytes = b""
+
+
+Event = (
+    Opened
+    | RequestReceived
+    | ItemReceived
+    | ResultReceived
+    | ErrorReceived
+    | CancelReceived
+    | GoodbyeReceived
+    | Failed
+)
+
+
+class _Violation(Exception):
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Session:
+    """One end of a connection. `initiator` is the end that connected, and greets first."""
+
+    def __init__(self, hello: Hello, *, initiator: bool) -> None:
+        self._hello = hello
+        self._decoder = FrameDecoder(hello.limits.body_bytes_max)
+        self._state = SessionState.GREETING
+        self._greeted = False
+        self._departing = False
+        self._initiator = initiator
+        self._settled: Settled | None = None
+        self._next_stream = 1 if initiator else 2
+        self._highest_from_peer = 0
+        self._ours: dict[int, StreamState] = {}
+        self._theirs: dict[int, StreamState] = {}
+
+    # -- what the shell asks
+
+    @property
+    def state(self) -> SessionState:
+        return self._state
+
+    @property
+    def settled(self) -> Settled:
+        """Raises `LocalProtocolError` before the hello is settled."""
+        if self._settled is None:
+            raise LocalProtocolError("The hello is not settled yet.")
+        return self._settled
+
+    @property
+    def idle(self) -> bool:
+        """No stream is open in either direction."""
+        return not self._ours and not self._theirs
+
+    # -- bytes in
+
+    def receive(self, data: bytes) -> list[Event]:
+        """The events that `data` brings, in order. After a `Failed` there are no more."""
+        events: list[Event] = []
+        if self._state is SessionState.FAILED:
+            return events
+        try:
+            for frame in self._decoder.feed(data):
+                event = self._on_frame(frame)
+                if event is not None:
+                    events.append(event)
+        except (FrameError, _Violation) as error:
+            events.append(self._fail(error.code, str(error)))
+        except msgspec.ValidationError as error:
+            events.append(self._fail("protocol.malformed", f"{error}."))
+        return events
+
+    def receive_end(self) -> list[Event]:
+        """The peer closed its end. Empty when it left in order, between frames."""
+        if self._state is SessionState.FAILED:
+            return []
+        orderly = self._state is SessionState.LEAVING and self.idle
+        truncated = self._decoder.pending_bytes
+        self._state = SessionState.FAILED
+        if orderly and not truncated:
+            return []
+        message = (
+            f"The connection ended {truncated} bytes into a frame."
+            if truncated
+            else "The peer hung up."
+        )
+        return [Failed(problem=Problem(code="protocol.closed", message=message))]
+
+    def hello_timed_out(self) -> Failed:
+        """The shell's clock ran out while the session was greeting."""
+        return self._fail(
+            "protocol.hello-timeout", f"No hello came within {limits.HELLO_SECONDS_MAX} s."
+        )
+
+    def _on_frame(self, frame: Frame) -> Event | None:
+        after = SESSION.get((self._state, frame.type))
+        if after is None:
+            if self._state is SessionState.GREETING and frame.type is FrameType.ERROR:
+                self._on_refusal(frame)
+            raise _Violation(
+                "protocol.sequence", f"A {frame.type.name} frame came while {self._state.value}."
+            )
+        event = _READERS[frame.type](self, frame)
+        self._state = after
+        return event
+
+    def _on_hello(self, frame: Frame) -> Event:
+        if frame.stream != 0:
+            raise _Violation("protocol.sequence", "A HELLO frame belongs to stream 0.")
+        self._settled = settle(self._hello, msgspec.convert(frame.body, Hello))
+        self._decoder.body_bytes_max = self._settled.limits.body_bytes_max
+        return Opened(settled=self._settled)
+
+    def _on_request(self, frame: Frame) -> Event:
+        odd = frame.stream % 2 == 1
+        if odd is self._initiator or frame.stream <= self._highest_from_peer:
+            raise _Violation(
+                "protocol.sequence",
+                f"Stream {frame.stream} is not the peer's to open: its ids are "
+                f"{'even' if self._initiator else 'odd'} and rise; the last was "
+                f"{self._highest_from_peer}.",
+            )
+        if len(self._theirs) >= self.settled.limits.streams_max:
+            raise _Violation(
+                "protocol.too-many-streams",
+                f"Over {self.settled.limits.streams_max} requests are under way.",
+            )
+        request = msgspec.convert(frame.body, Request)
+        self._highest_from_peer = frame.stream
+        self._theirs[frame.stream] = StreamState.OPEN
+        return RequestReceived(stream=frame.stream, request=request)
+
+    def _on_item(self, frame: Frame) -> Event:
+        self._advance(self._ours, frame)
+        return ItemReceived(stream=frame.stream, value=frame.body)
+
+    def _on_result(self, frame: Frame) -> Event:
+        self._advance(self._ours, frame)
+        return ResultReceived(stream=frame.stream, value=frame.body)
+
+    def _on_error(self, frame: Frame) -> Event:
+        if frame.stream == 0:
+            self._on_refusal(frame)
+        problem = msgspec.convert(frame.body, Problem)
+        self._advance(self._ours, frame)
+        return ErrorReceived(stream=frame.stream, problem=problem)
+
+    def _on_refusal(self, frame: Frame) -> NoReturn:
+        """The peer gave the whole connection up, and said why."""
+        problem = msgspec.convert(frame.body, Problem)
+        self._state = SessionState.FAILED
+        raise _Violation(problem.code, problem.message)
+
+    def _on_cancel(self, frame: Frame) -> Event | None:
+        if frame.stream not in self._theirs and 0 < frame.stream <= self._highest_from_peer:
+            return None  # the answer and the cancellation crossed on the way
+        self._advance(self._theirs, frame)
+        return CancelReceived(stream=frame.stream)
+
+    def _on_goodbye(self, frame: Frame) -> Event:
+        return GoodbyeReceived()
+
+    def _advance(self, streams: dict[int, StreamState], frame: Frame) -> None:
+        before = streams.get(frame.stream)
+        after = None if before is None else STREAM.get((before, frame.type))
+        if after is None:
+            where = "that is not open" if before is None else f"that is {before.value}"
+            raise _Violation(
+                "protocol.sequence",
+                f"A {frame.type.name} frame came on stream {frame.stream} {where}.",
+            )
+        _move(streams, frame.stream, after)
+
+    def _fail(self, code: str, message: str) -> Failed:
+        problem = Problem(code=code, message=message)
+        # An error frame is the last thing said, except to somebody who has just said one.
+        said_by_peer = self._state is SessionState.FAILED
+        self._state = SessionState.FAILED
+        farewell = b"" if said_by_peer else encode(FrameType.ERROR, 0, problem)
+        return Failed(problem=problem, farewell=farewell)
+
+    # -- frames out
+
+    def hello(self) -> bytes:
+        if self._greeted:
+            raise LocalProtocolError("A session says hello once.")
+        self._greeted = True
+        return encode(FrameType.HELLO, 0, self._hello)
+
+    def request(self, method: str, params: msgspec.Struct) -> tuple[int, bytes]:
+        """Open a stream. Returns its id and the frame."""
+        self._require_open()
+        if self._departing or len(self._ours) >= self.settled.limits.streams_max:
+            raise LocalProtocolError("No further stream may be opened.")
+        stream = self._next_stream
+        if stream > STREAM_MAX - 2:
+            raise LocalProtocolError("The stream ids of this connection are used up.")
+        plain = msgspec.to_builtins(params, builtin_types=(bytes,))
+        data = self._encode(FrameType.REQUEST, stream, Request(method=method, params=plain))
+        self._next_stream += 2
+        self._ours[stream] = StreamState.OPEN
+        return stream, data
+
+    def item(self, stream: int, value: msgspec.Struct) -> bytes:
+        return self._answer(FrameType.ITEM, stream, value)
+
+    def result(self, stream: int, value: msgspec.Struct) -> bytes:
+        return self._answer(FrameType.RESULT, stream, value)
+
+    def error(self, stream: int, problem: Problem) -> bytes:
+        return self._answer(FrameType.ERROR, stream, problem)
+
+    def cancel(self, stream: int) -> bytes:
+        """Withdraw a request; empty when its answer is already here or it was withdrawn before."""
+        self._require_open()
+        if self._ours.get(stream) is not StreamState.OPEN:
+            return b""
+        self._ours[stream] = StreamState.CANCELLING
+        return encode(FrameType.CANCEL, stream, {})
+
+    def goodbye(self) -> bytes:
+        self._require_open()
+        self._departing = True
+        return encode(FrameType.GOODBYE, 0, {})
+
+    def _answer(self, type_: FrameType, stream: int, value: msgspec.Struct) -> bytes:
+        self._require_open()
+        before = self._theirs.get(stream)
+        after = None if before is None else STREAM.get((before, type_))
+        if after is None:
+            raise LocalProtocolError(f"Stream {stream} does not wait for a {type_.name}.")
+        data = self._encode(type_, stream, value)
+        _move(self._theirs, stream, after)
+        return data
+
+    def _encode(self, type_: FrameType, stream: int, body: msgspec.Struct) -> bytes:
+        data = encode(type_, stream, body)
+        if len(data) - limits.HEADER_BYTES > self.settled.limits.body_bytes_max:
+            raise FrameError("protocol.frame-too-long", "The body is over what the peer accepts.")
+        return data
+
+    def _require_open(self) -> None:
+        if self._state not in (SessionState.OPEN, SessionState.LEAVING):
+            raise LocalProtocolError(f"The session is {self._state.value}.")
+
+
+def _move(streams: dict[int, StreamState], stream: int, state: StreamState) -> None:
+    if state is StreamState.CLOSED:
+        del streams[stream]
+    else:
+        streams[stream] = state
+
+
+_READERS = {
+    FrameType.HELLO: Session._on_hello,
+    FrameType.REQUEST: Session._on_request,
+    FrameType.ITEM: Session._on_item,
+    FrameType.RESULT: Session._on_result,
+    FrameType.ERROR: Session._on_error,
+    FrameType.CANCEL: Session._on_cancel,
+    FrameType.GOODBYE: Session._on_goodbye,
+}

@@ -1,0 +1,283 @@
+"""What the orchestrator and a worker say to each other, and the zygote that forks it.
+
+A worker is told who it is once (`worker.start`), then is handed one delivery at a time
+(`worker.handle`) and answers with one completion. While it works it may ask for effects
+(`work.effect`); each answer is in the delivery's journal before the worker sees it.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from ipc_protocol.inference import ChatMessage, Sampling
+from ipc_protocol.values import Envelope, LayerReport, Message, Priority
+
+Phase = Literal["triage", "act", "reflect", "compose"]
+
+
+# ---- The zygote ---------------------------------------------------------------------------------
+
+
+class Fork(Message, frozen=True):
+    """Fork a confined worker. Its end of a socket pair travels beside the frame (SCM_RIGHTS)."""
+
+    agent: str
+    sandbox: Literal["strict", "standard", "off"]
+    uid: int | None
+    memory_bytes_max: int
+    scratch_bytes_max: int
+
+
+class Forked(Message, frozen=True):
+    """The worker is sealed. `pid` is in the zygote's namespace."""
+
+    pid: int
+    layers: list[LayerReport]
+
+
+class Kill(Message, frozen=True):
+    pid: int
+
+
+class WatchExits(Message, frozen=True):
+    """Ask for the exits of workers, streamed as `WorkerExited` until the line closes."""
+
+
+class WorkerExited(Message, frozen=True):
+    pid: int
+    description: str
+    """For people: *exited with status 1*, *killed by SIGKILL*."""
+
+
+# ---- Who a worker is ----------------------------------------------------------------------------
+
+
+class ToolDescription(Message, frozen=True):
+    """A tool as its agent sees it. `parameters` is the JSON Schema of its arguments."""
+
+    name: str
+    purpose: str
+    parameters: dict[str, Any]
+
+
+class AgentProfile(Message, frozen=True):
+    """Everything of an agent's configuration that its own process may know."""
+
+    name: str
+    role: Literal["agent", "conductor"]
+    identity: str
+    duties: list[str]
+    delegates: dict[str, str]
+    """Agents it may delegate to, each with one line about what they do."""
+    tools: list[ToolDescription]
+    publishes: list[str]
+    steps_max: int
+    tokens_max: int
+    sampling: Sampling = Sampling()
+    preference_weight: float = 0.0
+    """How much the model's calibrated preference counts beside the screening in triage."""
+
+
+class WorkerStart(Message, frozen=True):
+    profile: AgentProfile
+
+
+class WorkerReady(Message, frozen=True):
+    """The loop is up. `loop` is its version, which a delivery keeps through all its attempts."""
+
+    loop: int
+
+
+# ---- One delivery -------------------------------------------------------------------------------
+
+
+class Evidence(Message, frozen=True):
+    """What screening found out about one message, as one agent's delivery carries it.
+
+    `score` and `scores` are similarities of the message with duties, `nobody` with what concerns
+    nobody; `margin` is the distance from the best rival, negative when the rival is nearer.
+    """
+
+    score: float
+    margin: float
+    nobody: float
+    scores: dict[str, float]
+    nearest: str
+    fallback: str | None = None
+
+
+class Answer(Message, frozen=True):
+    """A contribution to a conversation, as the conductor gets it."""
+
+    agent: str
+    text: str
+
+
+class Beginning(Message, frozen=True):
+    """The first journal entry of a delivery: all that its run may depend on from outside."""
+
+    now_us: int
+    seed: int
+    loop: int
+    prompts: dict[str, str]
+    evidence: Evidence | None = None
+    must_take: bool = False
+    """Nobody else took the message, or it was delegated: it may not be ignored or passed on."""
+    deferred: bool = False
+    """It was deferred before and is due now."""
+
+
+class Handle(Message, frozen=True):
+    delivery: int
+    attempt: int
+    envelope: Envelope
+    beginning: Beginning
+    question: str = ""
+    """For the conductor: what the conversation was opened with."""
+    answers: list[Answer] = []
+
+
+# ---- Effects ------------------------------------------------------------------------------------
+
+
+class Infer(Message, tag="infer", frozen=True):
+    """Ask the agent's model. `phase` is for the trace and the metrics."""
+
+    phase: Phase
+    messages: list[ChatMessage]
+    tokens_max: int
+    schema: dict[str, Any] | None = None
+
+
+class Weigh(Message, tag="weigh", frozen=True):
+    """Ask the model how much more likely each choice is after `messages` than after `baseline`."""
+
+    phase: Phase
+    messages: list[ChatMessage]
+    baseline: list[ChatMessage]
+    choices: list[str]
+
+
+class Recall(Message, tag="recall", frozen=True):
+    phase: Phase
+    query: str
+    limit: int = 3
+
+
+class UseTool(Message, tag="tool", frozen=True):
+    name: str
+    arguments: dict[str, Any]
+
+
+class Note(Message, tag="note", frozen=True):
+    """Tell the trace what was decided. Journaled like every effect, so it is told once."""
+
+    phase: Phase
+    summary: str
+    data: dict[str, Any] = {}
+
+
+Effect = Infer | Weigh | Recall | UseTool | Note
+
+
+class EffectRequest(Message, frozen=True):
+    delivery: int
+    step: int
+    effect: Effect
+
+
+class Inferred(Message, tag="inferred", frozen=True):
+    text: str
+    generated_tokens: int
+
+
+class Weighed(Message, tag="weighed", frozen=True):
+    """Log-likelihood ratios in the order of the choices."""
+
+    preferences: list[float]
+
+
+class Memory(Message, frozen=True):
+    id: int
+    text: str
+    outcome: str
+    importance: float
+    created_us: int
+
+
+class Recalled(Message, tag="recalled", frozen=True):
+    memories: list[Memory]
+
+
+class ToolResult(Message, tag="tool-result", frozen=True):
+    """`staged` names what will happen when the completion commits."""
+
+    ok: bool
+    output: str
+    staged: "Staged | None" = None
+
+
+class Noted(Message, tag="noted", frozen=True):
+    pass
+
+
+class Refused(Message, tag="refused", frozen=True):
+    """The effect could not be had; journaled, so a replay sees the same refusal."""
+
+    code: str
+    message: str
+
+
+EffectResult = Inferred | Weighed | Recalled | ToolResult | Noted | Refused
+
+
+# ---- The completion -----------------------------------------------------------------------------
+
+
+class Outgoing(Message, tag="message", frozen=True):
+    topic: str
+    payload: bytes
+    priority: Priority | None = None
+
+
+class TaskChange(Message, tag="task", frozen=True):
+    """Create a task (`id` None) or update one of the agent's own."""
+
+    id: int | None
+    title: str | None = None
+    state: Literal["open", "doing", "done", "dropped"] | None = None
+    note: str = ""
+
+
+Staged = Outgoing | TaskChange
+
+
+class MemoryEntry(Message, frozen=True):
+    text: str
+    outcome: Literal["success", "partial", "failure"]
+    lesson: str
+    importance: float
+
+
+Outcome = Literal["acted", "delegated", "ignored", "deferred", "composed", "failed"]
+
+
+class Completion(Message, frozen=True):
+    """All that follows from a delivery. One transaction applies it, or nothing of it."""
+
+    outcome: Outcome
+    reason: str
+    outputs: list[Outgoing] = []
+    tasks: list[TaskChange] = []
+    memories: list[MemoryEntry] = []
+    until_us: int | None = None
+    """When a deferred delivery is due again."""
+
+
+class Cancelled(Message, frozen=True):
+    """The worker has let go of a delivery that was taken from it."""
+
+
+def effect_key(effect: Effect) -> bytes:
+    """The bytes whose hash identifies a request in the journal: canonical msgspec JSON."""
+    return msgspec.json.encode(effect, order="sorted")
