@@ -1,0 +1,38 @@
+# agentd: `make demo` shows it at work, `make test` runs the checks and every test.
+# Needs Python 3.11 or later with venv, a C and C++ compiler, CMake and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format coverage clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## create .venv and install agentd into it
+
+$(INSTALLED): pyproject.toml deploy/install.py
+	@$(PYTHON) deploy/install.py $(VENV)
+	@touch $@
+
+demo: $(INSTALLED)  ## five agents answer three requests on a real model
+	@$(BIN)/python deploy/demo/demo.py
+
+test: check  ## the checks, then every test
+	$(BIN)/pytest
+
+check: $(INSTALLED)  ## formatting, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## let ruff format the source
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what can be made again
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage

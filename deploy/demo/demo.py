@@ -1,0 +1,208 @@
+"""Five agents answer three requests, from a fresh configuration to a clean stop.
+
+Everything is done as an operator would do it, through the `agentd` command: init, pull the model,
+check, run, ask, trace, status. Ends with 0 only if every request was handled as `judge` demands.
+
+Usage: demo.py [--keep]      --keep leaves the configuration and the state for a look around
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+AGENTD = [sys.executable, "-m", "orchestrator.cli.main"]
+READY_SECONDS_MAX = 60
+ANSWER_SECONDS_MAX = 180
+STOP_SECONDS_MAX = 15
+
+
+@dataclass(frozen=True)
+class Stimulus:
+    """One request, whose duty it plainly is, and whether it is sent to somebody else first."""
+
+    text: str
+    owner: str
+    to: str | None = None
+
+
+STIMULI = (
+    Stimulus("The server is slow today. Is the load too high or the memory used up?", "opsclaw"),
+    Stimulus("Write a small Python script that counts the lines of a text file.", "devclaw"),
+    Stimulus(
+        "An API key was committed to the public repository. How dangerous is this leak?",
+        owner="secclaw",
+        to="uxclaw",
+    ),
+)
+
+
+class DemoFailure(Exception):
+    """The demo did not show what it promises."""
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running daemon and the folder with its configuration."""
+
+    folder: Path
+    process: "subprocess.Popen[bytes]"
+
+    def ctl(self, *arguments: str) -> Any:
+        """The decoded JSON answer of one `agentd ctl` command."""
+        command = [*AGENTD, "ctl", *self.where(), *arguments, "--json"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS_MAX
+        )
+        if done.returncode != 0:
+            raise DemoFailure(f"`agentd ctl {' '.join(arguments)}` failed: {done.stderr.strip()}")
+        return json.loads(done.stdout)
+
+    def where(self) -> tuple[str, str]:
+        return "--socket", str(self.folder / "agentd.sock")
+
+
+def prepare(folder: Path) -> None:
+    """A complete configuration in `folder`, and the model in its state."""
+    agentd("init", str(folder))
+    agentd("models", "--config", str(folder / "agentd.toml"), "pull", "smollm2")
+    agentd("check", "--config", str(folder / "agentd.toml"))
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Daemon]:
+    """The daemon of `folder`, from ready to stopped. Its log goes to `daemon.log` there."""
+    command = [*AGENTD, "run", "--config", str(folder / "agentd.toml")]
+    with (folder / "daemon.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    daemon = Daemon(folder, process)
+    try:
+        wait_ready(daemon)
+        yield daemon
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            status = process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise DemoFailure("The daemon did not stop when it was asked to.") from None
+    if status != 0:
+        raise DemoFailure(f"The daemon ended with status {status}; see {folder}/daemon.log.")
+
+
+def wait_ready(daemon: Daemon) -> None:
+    """Until every agent is up. The socket answers before that."""
+    deadline = time.monotonic() + READY_SECONDS_MAX
+    while time.monotonic() < deadline:
+        if daemon.process.poll() is not None:
+            raise DemoFailure(f"The daemon ended at once:\n{tail(daemon.folder)}")
+        with contextlib.suppress(DemoFailure):
+            status = daemon.ctl("status")
+            if status.get("healthy"):
+                return
+        time.sleep(0.2)
+    raise DemoFailure(f"The daemon was not ready in {READY_SECONDS_MAX} s:\n{tail(daemon.folder)}")
+
+
+def tail(folder: Path) -> str:
+    return "\n".join((folder / "daemon.log").read_text("utf-8", "replace").splitlines()[-15:])
+
+
+def ask(daemon: Daemon, stimulus: Stimulus, correlation: str) -> None:
+    """Ask as an operator does, and show the conversation as it happens."""
+    command = [*AGENTD, "ctl", *daemon.where(), "ask", stimulus.text, "--wait"]
+    command += ["--timeout", str(ANSWER_SECONDS_MAX), "--correlation", correlation]
+    if stimulus.to:
+        command += ["--to", stimulus.to]
+    done = subprocess.run(command, check=False, timeout=ANSWER_SECONDS_MAX + 10)
+    if done.returncode != 0:
+        raise DemoFailure(f"The request was not answered (status {done.returncode}).")
+
+
+def judge(trace: dict[str, Any], stimulus: Stimulus) -> list[str]:
+    """What is missing in the trace of one conversation; empty when all is as it should be."""
+    missing = []
+    own = [delivery for delivery in trace["deliveries"] if delivery["agent"] == stimulus.owner]
+    acted = [delivery for delivery in own if delivery["outcome"] == "acted"]
+    if not acted:
+        missing.append(f"{stimulus.owner} did not act")
+    if not any(step["kind"] == "tool" for delivery in acted for step in delivery["steps"]):
+        missing.append(f"{stimulus.owner} called no tool")
+    if not any(delivery.get("memories") for delivery in acted):
+        missing.append(f"{stimulus.owner} remembered nothing")
+    if not (trace["conversation"].get("reply") or "").strip():
+        missing.append("no reply was composed")
+    if not any(delivery["outcome"] == "composed" for delivery in trace["deliveries"]):
+        missing.append("the conductor did not compose")
+    if trace["dead_letters"]:
+        missing.append(f"dead letters: {trace['dead_letters']}")
+    return missing
+
+
+def converse(
+    daemon: Daemon, asked: Callable[[Daemon, Stimulus, str], None] = ask
+) -> list[dict[str, Any]]:
+    """Ask and judge everything. Returns the traces; `DemoFailure` says all that is missing."""
+    traces, missing = [], []
+    for number, stimulus in enumerate(STIMULI, start=1):
+        title(f"{number}. {stimulus.text}" + (f"  (sent to {stimulus.to})" if stimulus.to else ""))
+        asked(daemon, stimulus, f"demo-{number}")
+        trace = daemon.ctl("trace", f"demo-{number}")
+        traces.append(trace)
+        missing += [f"request {number}: {what}" for what in judge(trace, stimulus)]
+    outcomes = {delivery["outcome"] for trace in traces for delivery in trace["deliveries"]}
+    if "delegated" not in outcomes:
+        missing.append("nothing was delegated")
+    if dead := daemon.ctl("status")["dead_letters"]:
+        missing.append(f"{dead} dead letters")
+    if missing:
+        raise DemoFailure("The demo did not go as promised:\n  " + "\n  ".join(missing))
+    return traces
+
+
+def agentd(*arguments: str) -> None:
+    if subprocess.run([*AGENTD, *arguments], check=False).returncode != 0:
+        raise DemoFailure(f"`agentd {' '.join(arguments)}` failed.")
+
+
+def title(text: str) -> None:
+    print(f"\n━━ {text}", flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    keep = arguments == ["--keep"]
+    if arguments and not keep:
+        print(__doc__, file=sys.stderr)
+        return 2
+    os.environ.setdefault("FORCE_COLOR", "1" if sys.stdout.isatty() else "")
+    folder = Path(tempfile.mkdtemp(prefix="agentd-demo-"))
+    began = time.monotonic()
+    try:
+        prepare(folder)
+        title("Starting the daemon, its engines and five sandboxed agents …")
+        with running(folder) as daemon:
+            converse(daemon)
+            title("Status")
+            subprocess.run([*AGENTD, "ctl", *daemon.where(), "status"], check=False)
+    except DemoFailure as failure:
+        print(f"\n{failure}\nThe configuration, state and log are kept in {folder}.")
+        return 1
+    if keep:
+        print(f"\nKept in {folder}.")
+    else:
+        shutil.rmtree(folder)
+    print(f"\nDone: three requests answered in {time.monotonic() - began:.0f} s, all of it here.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

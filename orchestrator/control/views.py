@@ -1,0 +1,329 @@
+"""What the store says, in the shapes that operators see. Reads only, on a connection of its own."""
+
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from ipc_protocol import control
+from ipc_protocol.errors import Failure
+from ipc_protocol.work import (
+    Effect,
+    EffectResult,
+    Infer,
+    Inferred,
+    Memory,
+    Note,
+    Noted,
+    Recall,
+    Recalled,
+    Refused,
+    ToolResult,
+    UseTool,
+    Weigh,
+    Weighed,
+)
+
+LIST_ROWS_MAX: Final = 500
+"""The longest list in one answer: ten screens. Older rows are reached by narrower questions."""
+
+SUMMARY_CHARACTERS_MAX: Final = 160
+"""One line of a wide terminal."""
+
+
+class Reads(Protocol):
+    """The part of a store's reader that views need."""
+
+    async def fetch(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]: ...
+
+
+class Views:
+    def __init__(self, reader: Reads) -> None:
+        self._reader = reader
+
+    async def conversation(self, correlation: str) -> control.Conversation:
+        """Raises `conversation.unknown`."""
+        rows = await self._reader.fetch(
+            "SELECT c.correlation, c.state, coalesce(m.payload, x''), c.reply, c.opened_us, "
+            "c.answered_us FROM conversation c LEFT JOIN message m ON m.id = c.question "
+            "WHERE c.correlation = ?",
+            (correlation,),
+        )
+        if not rows:
+            raise Failure(
+                "conversation.unknown",
+                f"There is no conversation {correlation!r}.",
+                "`agentd ctl watch` shows the names of those that go on.",
+            )
+        ((correlation, state, question, reply, opened_us, answered_us),) = rows
+        return control.Conversation(
+            correlation=correlation,
+            state=state,
+            question=_text(question),
+            reply=reply,
+            opened_us=opened_us,
+            answered_us=answered_us,
+        )
+
+    async def trace(self, correlation: str) -> control.Trace:
+        """Everything that happened in one conversation. Raises `conversation.unknown`."""
+        conversation = await self.conversation(correlation)
+        ((id_,),) = await self._reader.fetch(
+            "SELECT id FROM conversation WHERE correlation = ?", (correlation,)
+        )
+        return control.Trace(
+            conversation=conversation,
+            messages=await self._messages(id_),
+            deliveries=await self._deliveries(id_),
+            dead_letters=await self._dead_letters(id_),
+        )
+
+    async def _messages(self, conversation: int) -> list[control.TracedMessage]:
+        rows = await self._reader.fetch(
+            "SELECT id, topic, sender, payload, sent_us, cause FROM message "
+            "WHERE conversation = ? ORDER BY id LIMIT ?",
+            (conversation, LIST_ROWS_MAX),
+        )
+        return [
+            control.TracedMessage(
+                message=id_,
+                topic=topic,
+                sender=sender,
+                text=_text(payload),
+                sent_us=sent_us,
+                cause=cause,
+            )
+            for id_, topic, sender, payload, sent_us, cause in rows
+        ]
+
+    async def _deliveries(self, conversation: int) -> list[control.TracedDelivery]:
+        rows = await self._reader.fetch(
+            "SELECT d.id, d.message, d.agent, m.topic, m.sender, d.state, d.outcome, "
+            "coalesce(d.outcome_reason, d.last_error, d.parked_reason, ''), d.deaths, "
+            "d.queued_us, d.finished_us FROM delivery d JOIN message m ON m.id = d.message "
+            "WHERE d.conversation = ? ORDER BY d.id LIMIT ?",
+            (conversation, LIST_ROWS_MAX),
+        )
+        steps = await self._steps(conversation)
+        memories = await self._memories_by_delivery(conversation)
+        return [
+            control.TracedDelivery(
+                delivery=id_,
+                message=message,
+                agent=agent,
+                topic=topic,
+                sender=sender,
+                state=state,
+                outcome=outcome or "",
+                reason=reason,
+                attempts=deaths + 1,
+                queued_us=queued_us,
+                done_us=done_us,
+                steps=steps.get(id_, []),
+                memories=memories.get(id_, []),
+            )
+            for (
+                id_,
+                message,
+                agent,
+                topic,
+                sender,
+                state,
+                outcome,
+                reason,
+                deaths,
+                queued_us,
+                done_us,
+            ) in rows
+        ]
+
+    async def _steps(self, conversation: int) -> dict[int, list[control.JournalStep]]:
+        rows = await self._reader.fetch(
+            "SELECT j.delivery, j.step, j.kind, coalesce(j.phase, ''), j.request, j.result, "
+            "j.tokens, j.started_us, j.finished_us FROM journal j JOIN delivery d "
+            "ON d.id = j.delivery WHERE d.conversation = ? AND j.kind <> 'beginning' "
+            "ORDER BY j.delivery, j.run, j.step",
+            (conversation,),
+        )
+        steps: dict[int, list[control.JournalStep]] = {}
+        for delivery, step, kind, phase, request, result, tokens, started_us, finished_us in rows:
+            steps.setdefault(delivery, []).append(
+                control.JournalStep(
+                    step=step,
+                    kind=kind,
+                    phase=phase,
+                    summary=summary(request, result),
+                    at_us=started_us,
+                    took_us=finished_us - started_us,
+                    generated_tokens=tokens,
+                    request=msgspec.json.decode(request),
+                    result=msgspec.json.decode(result),
+                )
+            )
+        return steps
+
+    async def _memories_by_delivery(self, conversation: int) -> dict[int, list[Memory]]:
+        rows = await self._reader.fetch(
+            "SELECT m.delivery, m.owner, m.id, m.text, m.lesson, m.outcome, m.importance, "
+            "m.created_us FROM memory m JOIN delivery d ON d.id = m.delivery "
+            "WHERE d.conversation = ? ORDER BY m.id",
+            (conversation,),
+        )
+        memories: dict[int, list[Memory]] = {}
+        for delivery, *columns in rows:
+            memories.setdefault(delivery, []).append(_owned(columns).memory)
+        return memories
+
+    async def _dead_letters(self, conversation: int) -> list[control.DeadLetter]:
+        rows = await self._reader.fetch(
+            "SELECT message, coalesce(receiver, sender), reason, died_us FROM dead_letter "
+            "WHERE conversation = ? ORDER BY id LIMIT ?",
+            (conversation, LIST_ROWS_MAX),
+        )
+        return [
+            control.DeadLetter(message=message, agent=agent, reason=reason, at_us=died_us)
+            for message, agent, reason, died_us in rows
+        ]
+
+    async def newest_memories(self, agent: str | None, limit: int) -> list[control.OwnedMemory]:
+        rows = await self._reader.fetch(
+            "SELECT owner, id, text, lesson, outcome, importance, created_us FROM memory "
+            "WHERE ?1 IS NULL OR owner = ?1 ORDER BY id DESC LIMIT ?2",
+            (agent, min(limit, LIST_ROWS_MAX)),
+        )
+        return [_owned(row) for row in rows]
+
+    async def tasks(self, agent: str | None) -> list[control.Task]:
+        rows = await self._reader.fetch(
+            "SELECT id, owner, title, state, note, changed_us FROM task "
+            "WHERE ?1 IS NULL OR owner = ?1 ORDER BY id DESC LIMIT ?2",
+            (agent, LIST_ROWS_MAX),
+        )
+        return [
+            control.Task(id=id_, agent=owner, title=title, state=state, note=note, updated_us=at_us)
+            for id_, owner, title, state, note, at_us in rows
+        ]
+
+    async def attention(self, *, answered_too: bool) -> list[control.AttentionRequest]:
+        rows = await self._reader.fetch(
+            "SELECT a.id, a.agent, a.question, a.raised_us, coalesce(c.correlation, ''), "
+            "a.answer, a.answered_us FROM attention a LEFT JOIN delivery d ON d.id = a.delivery "
+            "LEFT JOIN conversation c ON c.id = d.conversation "
+            "WHERE ? OR a.state = 'open' ORDER BY a.id DESC LIMIT ?",
+            (answered_too, LIST_ROWS_MAX),
+        )
+        return [
+            control.AttentionRequest(
+                id=id_,
+                agent=agent,
+                question=question,
+                raised_us=raised_us,
+                correlation=correlation,
+                answer=answer,
+                answered_us=answered_us,
+            )
+            for id_, agent, question, raised_us, correlation, answer, answered_us in rows
+        ]
+
+    async def counts(self) -> "Counts":
+        """How many of everything; one pass over the indexes."""
+        deliveries = await self._reader.fetch("SELECT state, count(*) FROM delivery GROUP BY state")
+        conversations = await self._reader.fetch(
+            "SELECT state, count(*) FROM conversation GROUP BY state"
+        )
+        agents = await self._reader.fetch(
+            "SELECT agent, sum(state IN ('queued', 'leased')), sum(state = 'parked'), "
+            "sum(state = 'done') FROM delivery GROUP BY agent"
+        )
+        memories = await self._reader.fetch("SELECT owner, count(*) FROM memory GROUP BY owner")
+        ((attention, dead),) = await self._reader.fetch(
+            "SELECT (SELECT count(*) FROM attention WHERE state = 'open'), "
+            "(SELECT count(*) FROM dead_letter)"
+        )
+        return Counts(
+            deliveries=dict(deliveries),
+            conversations=dict(conversations),
+            agents={agent: (pending, parked, done) for agent, pending, parked, done in agents},
+            memories=dict(memories),
+            attention_open=attention,
+            dead_letters=dead,
+        )
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """`agents` has pending, parked and done deliveries of each."""
+
+    deliveries: dict[str, int]
+    conversations: dict[str, int]
+    agents: dict[str, tuple[int, int, int]]
+    memories: dict[str, int]
+    attention_open: int
+    dead_letters: int
+
+
+def summary(request: str, result: str) -> str:
+    """One line about a journal entry, for people."""
+    asked: Any = msgspec.json.decode(request, type=Effect)
+    got: Any = msgspec.json.decode(result, type=EffectResult)
+    return summarise(asked, got)
+
+
+def summarise(asked: Effect, got: EffectResult) -> str:
+    """The same for decoded values: what was asked, what came of it."""
+    return _cut(_question(asked) + _outcome(got))
+
+
+def _question(asked: Effect) -> str:
+    match asked:
+        case Infer():
+            return ""
+        case Weigh(choices=choices):
+            return " / ".join(choices)
+        case Recall(query=query):
+            return repr(query)
+        case UseTool(name=name, arguments=arguments):
+            return f"{name}({_arguments(arguments)})"
+        case Note(summary=told):
+            return told
+
+
+def _outcome(got: EffectResult) -> str:
+    match got:
+        case Inferred(text=text):
+            return text
+        case Weighed(preferences=preferences):
+            return " → " + " / ".join(f"{nats:+.2f}" for nats in preferences)
+        case Recalled(memories=memories):
+            return f" → {len(memories)} memories"
+        case ToolResult(ok=ok, output=output):
+            return f" {'→' if ok else '✗'} {output}"
+        case Noted():
+            return ""
+        case Refused(code=code, message=message):
+            return f" ✗ {code}: {message}"
+
+
+def _arguments(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={_cut(str(value), 40)}" for name, value in arguments.items())
+
+
+def _cut(text: str, limit: int = SUMMARY_CHARACTERS_MAX) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _owned(row: "list[Any] | tuple[Any, ...]") -> control.OwnedMemory:
+    owner, id_, text, lesson, outcome, importance, created_us = row
+    return control.OwnedMemory(
+        agent=owner,
+        memory=Memory(
+            id=id_,
+            text=f"{text} {lesson}".strip(),
+            outcome=outcome,
+            importance=importance,
+            created_us=created_us,
+        ),
+    )
+
+
+def _text(payload: bytes) -> str:
+    return payload.decode("utf-8", "replace")
