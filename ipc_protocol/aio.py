@@ -1,8 +1,13 @@
 """The protocol over asyncio: the only part of the package that touches a socket.
 
 A `Connection` is the same thing at both ends: it calls methods of the peer and serves its own. It
-is an async context manager; every task it starts ends with it. Writers wait while the transport is
-above its high-water mark; a streamed response that nobody reads stops the reading of its socket.
+is an async context manager; every task it starts ends with it.
+
+Nothing grows without bound for a peer that is slow or hostile. Requests, items and results wait
+while the transport is above its high-water mark, so that it holds one frame more at most; the small
+frames that may not wait (errors, cancellations) end the connection at a hard limit. A streamed
+response that nobody reads stops the reading of its whole socket, so whoever iterates over one must
+not wait, inside the loop, for another answer on the same connection.
 """
 
 import asyncio
@@ -12,13 +17,13 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
 from ipc_protocol import limits
 from ipc_protocol.errors import Failure, Problem
-from ipc_protocol.frames import FrameError
+from ipc_protocol.frames import FrameError, typed
 from ipc_protocol.methods import Method
 from ipc_protocol.session import (
     CancelReceived,
@@ -44,6 +49,13 @@ Item = TypeVar("Item")
 ITEMS_RESUME: Final = limits.STREAM_ITEMS_MAX // 2
 """Reading goes on when half of a full buffer has been taken, so that it does not flutter."""
 
+WRITE_BYTES_MAX: Final = limits.WRITE_HIGH_WATER_BYTES + 2 * limits.FRAME_BODY_BYTES_MAX
+"""What is kept for a peer that does not read: the high mark, the frame that crossed it, and as much
+again of errors and cancellations, which do not wait for their turn."""
+
+CLOSE_SECONDS_MAX = 1.0
+"""How long a closing connection waits for the peer to take what was written."""
+
 
 class Call:
     """One request being served. Handlers send the items of a streamed response through it."""
@@ -53,9 +65,9 @@ class Call:
         self._stream = stream
 
     async def send_item(self, item: msgspec.Struct) -> None:
-        """Send one item; waits while the peer is slow to read."""
-        self.connection._write(self.connection._session.item(self._stream, item))
+        """Send one item; waits while the peer is slow to read. Raises `Failure` when it is gone."""
         await self.connection._wait_writable()
+        self.connection._write(self.connection._session.item(self._stream, item))
 
 
 Handler = Callable[[Any, Call], Awaitable[msgspec.Struct]]
@@ -98,18 +110,24 @@ class Response(Generic[R, Item]):
         self._items: deque[dict[str, Any]] = deque()
         self._arrived = asyncio.Event()
         self._outcome: asyncio.Future[dict[str, Any]] = connection._loop.create_future()
-        self.full = False
+        self._dropping = False
 
     @property
     def closed(self) -> bool:
         return self._outcome.done()
 
     def _push(self, item: dict[str, Any]) -> None:
+        if self._dropping:
+            return
         self._items.append(item)
         if len(self._items) >= limits.STREAM_ITEMS_MAX:
-            self.full = True
-            self._connection._update_reading()
+            self._connection._hold_reading(self)
         self._arrived.set()
+
+    def _drop_items(self) -> None:
+        self._dropping = True
+        self._items.clear()
+        self._connection._release_reading(self)
 
     def _finish(self, value: dict[str, Any]) -> None:
         if not self._outcome.done():
@@ -126,10 +144,9 @@ class Response(Generic[R, Item]):
         while True:
             while self._items:
                 item = self._items.popleft()
-                if self.full and len(self._items) <= ITEMS_RESUME:
-                    self.full = False
-                    self._connection._update_reading()
-                yield msgspec.convert(item, self._method.item)
+                if len(self._items) <= ITEMS_RESUME:
+                    self._connection._release_reading(self)
+                yield _answer_as(self._method.item, item, self._method)
             if self.closed:
                 if self._outcome.exception() is not None:
                     self._outcome.result()
@@ -138,9 +155,26 @@ class Response(Generic[R, Item]):
             await self._arrived.wait()
 
     async def result(self) -> R:
-        """The final result. Raises `Failure` when the request ended in an error."""
-        value: R = msgspec.convert(await asyncio.shield(self._outcome), self._method.result)
+        """The final result; items that nobody has taken by now are dropped.
+
+        Raises `Failure` when the request ended in an error.
+        """
+        self._drop_items()
+        value: R = _answer_as(
+            self._method.result, await asyncio.shield(self._outcome), self._method
+        )
         return value
+
+
+def _answer_as(type_: Any, plain: dict[str, Any], method: Method[Any, Any, Any]) -> Any:
+    try:
+        return typed(plain, type_)
+    except msgspec.ValidationError as error:
+        raise Failure(
+            "protocol.malformed",
+            f"The answer to {method.name} is not of its type: {error}.",
+            "The two ends are of different releases.",
+        ) from error
 
 
 class Connection:
@@ -158,26 +192,29 @@ class Connection:
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._closed = asyncio.Event()
         self._writable = asyncio.Event()
+        self._writable.set()
         self._responses: dict[int, Response[Any, Any]] = {}
+        self._full: set[Response[Any, Any]] = set()
         self._serving: dict[int, asyncio.Task[None]] = {}
         self._transport: asyncio.Transport | None = None
+        self._abort_timer: asyncio.TimerHandle | None = None
+        self._ending = False
         self.problem: Problem | None = None
         """Why the connection ended, or None while it lives or when it ended in order."""
 
     # -- life
 
     async def __aenter__(self) -> "Connection":
-        self._sock.setblocking(False)
-        transport, _ = await self._loop.create_unix_connection(lambda: _Wire(self), sock=self._sock)
-        self._transport = transport
-        transport.set_write_buffer_limits(
-            high=limits.WRITE_HIGH_WATER_BYTES, low=limits.WRITE_LOW_WATER_BYTES
-        )
-        self._writable.set()
-        if self._initiator:
-            self._write(self._session.hello())
+        try:
+            self._sock.setblocking(False)
+            await self._loop.create_unix_connection(lambda: _Wire(self), sock=self._sock)
+        except BaseException:
+            self._sock.close()
+            raise
         timer = self._loop.call_later(limits.HELLO_SECONDS_MAX, self._on_hello_timeout)
         try:
+            if self._initiator:
+                self._write(self._session.hello())
             await self._opened
         except BaseException:
             await self._end()
@@ -201,15 +238,26 @@ class Connection:
         return self._session.settled.peer
 
     async def _end(self) -> None:
+        self._ending = True  # from here on no request is taken
+        try:
+            await self._stop_serving()
+            if self._session.may_say_goodbye:
+                self._write(self._session.goodbye())
+        finally:
+            self._close_transport()
+        await self._closed.wait()
+
+    async def _stop_serving(self) -> None:
         tasks = list(self._serving.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._transport is not None:
-            if self._session.state is SessionState.OPEN and not self.closed:
-                self._write(self._session.goodbye())
+
+    def _close_transport(self) -> None:
+        """What is written goes out first, but a peer that does not take it holds nothing up."""
+        if self._abort_timer is None and self._transport is not None and not self.closed:
             self._transport.close()
-            await self._closed.wait()
+            self._abort_timer = self._loop.call_later(CLOSE_SECONDS_MAX, self._transport.abort)
 
     # -- calling the peer
 
@@ -223,26 +271,34 @@ class Connection:
         self, method: Method[P, R, Item], params: P
     ) -> AsyncIterator[Response[R, Item]]:
         """Ask for a streamed response. Leaving the block early withdraws the request."""
-        if self.closed or self._session.state is not SessionState.OPEN:
-            raise self._closed_failure()
         await self._wait_writable()
-        if self.closed:
-            raise self._closed_failure()
+        if not self._session.may_request:
+            raise self._refused_here()
         try:
             stream, data = self._session.request(method.name, params)
         except FrameError as error:
-            raise Failure(error.code, str(error)) from error
+            # Malformed is what the peer breaks; parameters that cannot be sent are the caller's.
+            too_long = error.code == "protocol.frame-too-long"
+            raise Failure(error.code if too_long else "request.invalid", str(error)) from error
         response: Response[R, Item] = Response(self, method)
         self._responses[stream] = response
         self._write(data)
         try:
             yield response
         finally:
-            if not response.closed and not self.closed:
+            if not response.closed and self._session.talking:
                 self._write(self._session.cancel(stream))
             del self._responses[stream]
-            response.full = False
-            self._update_reading()
+            response._drop_items()
+
+    def _refused_here(self) -> Failure:
+        if self._ending or self._session.state is not SessionState.OPEN:
+            return self._closed_failure()
+        return Failure(
+            "protocol.too-many-streams",
+            f"{self._session.settled.limits.streams_max} requests are under way on this line.",
+            "Wait for answers before asking more.",
+        )
 
     # -- what the wire brings
 
@@ -258,9 +314,7 @@ class Connection:
                 if not self._opened.done():
                     self._opened.set_result(None)
             case RequestReceived(stream=stream, request=request):
-                task = self._loop.create_task(self._serve(stream, request.method, request.params))
-                self._serving[stream] = task
-                task.add_done_callback(lambda _: self._serving.pop(stream, None))
+                self._start_serving(stream, request.method, request.params)
             case ItemReceived(stream=stream, value=value):
                 if stream in self._responses:
                     self._responses[stream]._push(value)
@@ -278,12 +332,16 @@ class Connection:
             case Failed(problem=problem, farewell=farewell):
                 self._fail(problem, farewell)
 
+    def _on_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        transport.set_write_buffer_limits(
+            high=limits.WRITE_HIGH_WATER_BYTES, low=limits.WRITE_LOW_WATER_BYTES
+        )
+
     def _fail(self, problem: Problem, farewell: bytes = b"") -> None:
-        self.problem = problem
-        if self._transport is not None:
-            if farewell:
-                self._transport.write(farewell)
-            self._transport.close()
+        self.problem = self.problem or problem  # the first is the cause of the others
+        self._write(farewell)
+        self._close_transport()
         self._give_up()
 
     def _on_hello_timeout(self) -> None:
@@ -292,82 +350,122 @@ class Connection:
             self._fail(failed.problem, failed.farewell)
 
     def _on_end(self) -> None:
-        for event in self._session.receive_end():
-            self._on_event(event)
+        events = self._session.receive_end()
+        if not self._ending:  # else it is this end that hung up
+            for event in events:
+                self._on_event(event)
+        self._close_transport()
 
-    def _on_lost(self, error: Exception | None) -> None:
+    def _on_lost(self) -> None:
         self._on_end()
         self._closed.set()
-        self._writable.set()
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
         for task in self._serving.values():
             task.cancel()
         self._give_up()
 
     def _give_up(self) -> None:
-        failure = self._closed_failure()
+        """Nothing more will come: tell everybody who waits."""
         if not self._opened.done():
-            self._opened.set_exception(failure)
+            self._opened.set_exception(self._closed_failure())
         for response in self._responses.values():
-            response._fail(failure)
+            response._fail(self._closed_failure())
+        self._writable.set()
 
     def _closed_failure(self) -> Failure:
         if self.problem is not None:
             return Failure.of(self.problem)
-        return Failure("protocol.closed", "The connection is closed.")
+        return Failure("protocol.closed", "The connection is closed.", "Connect again.")
 
-    def _update_reading(self) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        if any(response.full for response in self._responses.values()):
+    def _hold_reading(self, response: Response[Any, Any]) -> None:
+        self._full.add(response)
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
-        else:
+
+    def _release_reading(self, response: Response[Any, Any]) -> None:
+        if response not in self._full:
+            return
+        self._full.remove(response)
+        if not self._full and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     # -- serving the peer
 
+    def _start_serving(self, stream: int, name: str, params: dict[str, Any]) -> None:
+        if self._ending:
+            self._write_error(stream, self._closed_failure().problem)
+            return
+        task = self._loop.create_task(self._serve(stream, name, params))
+        self._serving[stream] = task
+        # Here and not in the task, because one that is cancelled at once never runs at all.
+        task.add_done_callback(lambda task: self._on_served(stream, name, task))
+
     async def _serve(self, stream: int, name: str, params: dict[str, Any]) -> None:
-        try:
-            answer = await self._answer(stream, name, params)
-            data = self._session.result(stream, answer)
-        except asyncio.CancelledError:
-            data = self._error(stream, Problem(code="request.cancelled", message="Withdrawn."))
-        except Failure as failure:
-            data = self._error(stream, failure.problem)
-        except FrameError as error:
-            data = self._error(stream, Problem(code=error.code, message=str(error)))
-        except Exception:  # a defect in one handler must not end the others
-            log.exception("the handler of %s failed", name)
-            data = self._error(
+        answer = await self._answer(stream, name, params)
+        await self._wait_writable()
+        self._write(self._session.result(stream, answer))
+
+    def _on_served(self, stream: int, name: str, task: asyncio.Task[None]) -> None:
+        del self._serving[stream]
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled():
+            self._write_error(stream, self._cancelled(stream, name))
+        elif isinstance(error, Failure):
+            self._write_error(stream, error.problem)
+        elif isinstance(error, FrameError) and error.code == "protocol.frame-too-long":
+            self._write_error(stream, Problem(code=error.code, message=str(error)))
+        elif error is not None:  # a defect in one handler must not end the others
+            log.error("the handler of %s failed", name, exc_info=error)
+            self._write_error(
                 stream,
                 Problem(code="request.internal", message=f"{name} failed.", cure="See the log."),
             )
-        self._write(data)
+
+    def _cancelled(self, stream: int, name: str) -> Problem:
+        if self._session.is_withdrawn(stream):
+            return Problem(code="request.cancelled", message=f"{name} was withdrawn.")
+        if self._ending:
+            return Problem(
+                code="protocol.closed",
+                message=f"The line was closed before {name} was done.",
+                cure="Connect again, and ask again.",
+            )
+        return Problem(code="request.internal", message=f"{name} was given up.", cure="Ask again.")
 
     async def _answer(self, stream: int, name: str, params: dict[str, Any]) -> msgspec.Struct:
         method, handler = self._handlers.find(name)
         try:
-            typed = msgspec.convert(params, method.params)
+            arguments = typed(params, method.params)
         except msgspec.ValidationError as error:
             raise Failure(
                 "request.invalid",
                 f"The parameters of {name} are wrong: {error}.",
                 "docs/protocol.md lists them.",
             ) from error
-        return await handler(typed, Call(self, stream))
+        return await handler(arguments, Call(self, stream))
 
-    def _error(self, stream: int, problem: Problem) -> bytes:
-        if self._session.state not in (SessionState.OPEN, SessionState.LEAVING):
-            return b""
-        return self._session.error(stream, problem)
+    def _write_error(self, stream: int, problem: Problem) -> None:
+        if self._session.talking:
+            self._write(self._session.error(stream, problem))
 
     # -- writing
 
     def _write(self, data: bytes) -> None:
-        if data and self._transport is not None and not self._transport.is_closing():
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() > WRITE_BYTES_MAX:
+            self._transport.abort()
+            self._fail(Problem(code="protocol.closed", message="The peer does not read."))
+        elif data:
             self._transport.write(data)
 
     async def _wait_writable(self) -> None:
-        await self._writable.wait()
+        """Waits while the transport holds too much. Raises `Failure` when it takes nothing more."""
+        while not self._writable.is_set():
+            await self._writable.wait()
+        if not self._session.talking or self.closed:
+            raise self._closed_failure()
 
 
 class _Wire(asyncio.Protocol):
@@ -375,6 +473,9 @@ class _Wire(asyncio.Protocol):
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._connection._on_made(cast(asyncio.Transport, transport))
 
     def data_received(self, data: bytes) -> None:
         self._connection._on_bytes(data)
@@ -384,7 +485,7 @@ class _Wire(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._connection._on_lost(error)
+        self._connection._on_lost()
 
     def pause_writing(self) -> None:
         self._connection._writable.clear()

@@ -76,6 +76,7 @@ class AgentStatus(Message, frozen=True):
     parked: int
     done: int
     memories: int
+    pid: int | None = None
     delivery: int | None = None
     phase: str = ""
     detail: str = ""
@@ -90,6 +91,7 @@ class EngineSummary(Message, frozen=True):
     name: str
     state: Literal["starting", "ready", "backoff"]
     restarts: int
+    pid: int | None = None
     detail: str = ""
     status: EngineStatus | None = None
 

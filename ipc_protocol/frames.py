@@ -9,11 +9,12 @@ A frame is a header of 16 bytes, big-endian, and one msgpack body:
     10      2     reserved  zero
     12      4     stream    0 for the session itself, else the request it belongs to
 
-The decoder holds at most one frame and never calls msgpack before the frame is complete. What the
-peer did wrong is a `FrameError`, after which the decoder takes nothing more.
+The decoder holds one incomplete frame at most and never calls msgpack before it is complete. What
+the peer did wrong is a `FrameError`, and feeding the decoder again repeats it.
 """
 
 import enum
+import math
 import struct
 from collections.abc import Iterator
 from typing import Any, Final
@@ -52,23 +53,41 @@ class Frame(msgspec.Struct, frozen=True):
 
 
 class FrameError(Exception):
-    """The peer broke the format. `code` is one of the protocol's error codes."""
+    """A frame breaks the format. `code` is one of the protocol's error codes."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, cure: str = "") -> None:
         super().__init__(message)
         self.code = code
+        self.cure = cure
 
 
 def encode(type_: FrameType, stream: int, body: msgspec.Struct | dict[str, Any]) -> bytes:
-    """One frame as bytes. Raises `FrameError` when the body is over the limit."""
-    plain = msgspec.to_builtins(body, builtin_types=(bytes,))
-    packed: bytes = msgpack.packb(plain, use_bin_type=True)
+    """One frame as bytes.
+
+    Raises `FrameError` for what the peer would refuse: what is sent obeys the rules of what is
+    received, so that a defect here costs one request and not the connection.
+    """
+    try:
+        plain = msgspec.to_builtins(body, builtin_types=(bytes,))
+        _check_values(plain)
+        packed: bytes = msgpack.packb(plain, use_bin_type=True)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        reason = f"The body cannot be written as msgpack: {_reason(error)}."
+        raise FrameError("protocol.malformed", reason) from error
     if len(packed) > limits.FRAME_BODY_BYTES_MAX:
         raise FrameError(
             "protocol.frame-too-long",
             f"A body of {len(packed)} bytes is over the limit of {limits.FRAME_BODY_BYTES_MAX}.",
         )
     return HEADER.pack(VERSION, len(packed), type_, 0, stream) + packed
+
+
+def typed(plain: Any, type_: Any) -> Any:
+    """`plain`, which came out of a body, as `type_`. Raises `msgspec.ValidationError`.
+
+    Binary is a type of msgpack's own: a string where bytes are expected is an error, not base64.
+    """
+    return msgspec.convert(plain, type_, builtin_types=(bytes,))
 
 
 class FrameDecoder:
@@ -111,11 +130,13 @@ class FrameDecoder:
                 "protocol.version",
                 f"The frame begins with {version.hex(' ')}, not with {VERSION.hex(' ')}: the peer "
                 "speaks another version of the protocol, or another protocol.",
+                "Use the program and the daemon of one release.",
             )
         if length > self.body_bytes_max:
             raise FrameError(
                 "protocol.frame-too-long",
                 f"A frame announces {length} bytes; the limit is {self.body_bytes_max}.",
+                "Split the request, or stay under the limit that the hello settled.",
             )
         if type_ not in _TYPES:
             raise FrameError("protocol.unknown-type", f"There is no frame type {type_}.")
@@ -126,57 +147,101 @@ class FrameDecoder:
 
 def decode_body(data: bytes) -> dict[str, Any]:
     """The map in `data`. Raises `FrameError` for anything that the format does not allow."""
+    budget = _Budget()
     try:
         body = msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=True,
             ext_hook=_refuse_extension,
-            object_pairs_hook=_map_without_repeats,
+            object_pairs_hook=budget.take_map,
+            list_hook=budget.take_array,
         )
-    except FrameError:
-        raise
-    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        reason = str(error) or type(error).__name__
-        raise FrameError("protocol.malformed", f"The body is not msgpack: {reason}.") from error
-    if not isinstance(body, dict):
-        raise FrameError("protocol.malformed", f"The body is a {type(body).__name__}, not a map.")
-    _check_size(body)
-    return body
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = f"The body is not msgpack: {_reason(error)}."
+        raise FrameError("protocol.malformed", reason) from error
+    _check_values(body)
+    checked: dict[str, Any] = body
+    return checked
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).rstrip(".")
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:
-    raise FrameError("protocol.malformed", f"The body has an extension type ({code}).")
+    raise _extension(code)
 
 
-def _map_without_repeats(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
-    map_ = dict(pairs)
-    if len(map_) != len(pairs):
-        raise FrameError("protocol.malformed", "A map has the same key twice.")
-    if not all(isinstance(key, str) for key in map_):
-        raise FrameError("protocol.malformed", "A map has a key that is not a string.")
-    return map_
+def _extension(code: int) -> FrameError:
+    return FrameError("protocol.malformed", f"The body has an extension type ({code}).")
 
 
-def _check_size(body: dict[str, Any]) -> None:
-    """Bound depth and number of values, and refuse NaN: it equals nothing, not even itself."""
-    level: list[Any] = [body]
-    elements = 0
+class _Budget:
+    """Stops the unpacking itself at the limit of values: 4 MiB of empty arrays are four million
+    objects, and checking them afterwards would be too late for the memory and the time."""
+
+    def __init__(self) -> None:
+        self._left = limits.BODY_ELEMENTS_MAX
+        self._containers_left = limits.BODY_ELEMENTS_MAX + 1  # the outermost is not counted
+
+    def _take(self, values: int) -> None:
+        self._left -= values
+        self._containers_left -= 1
+        if self._left < 0 or self._containers_left < 0:
+            raise _too_many()
+
+    def take_array(self, values: list[Any]) -> list[Any]:
+        self._take(len(values))
+        return values
+
+    def take_map(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        self._take(len(pairs))
+        map_ = dict(pairs)
+        if len(map_) != len(pairs):
+            raise FrameError("protocol.malformed", "A map has the same key twice.")
+        return map_
+
+
+def _too_many() -> FrameError:
+    return FrameError("protocol.malformed", f"The body has over {limits.BODY_ELEMENTS_MAX} values.")
+
+
+def _check_values(body: Any) -> None:
+    """The rules that msgpack does not know: a map, string keys, finite floats, depth and number.
+
+    Infinity is refused with NaN: neither survives the JSON of the journal and of `--json`.
+    """
+    if not isinstance(body, dict):
+        raise FrameError("protocol.malformed", f"The body is a {type(body).__name__}, not a map.")
+    containers: list[Any] = [body]
+    total = 0
     for _ in range(limits.BODY_DEPTH_MAX):
-        below: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                below.extend(value.values())
-            elif isinstance(value, list):
-                below.extend(value)
-            elif isinstance(value, float) and value != value:
-                raise FrameError("protocol.malformed", "The body has a float that is no number.")
-        elements += len(below)
-        if elements > limits.BODY_ELEMENTS_MAX:
-            raise FrameError(
-                "protocol.malformed", f"The body has over {limits.BODY_ELEMENTS_MAX} values."
-            )
-        if not below:
+        values: list[Any] = []
+        for container in containers:
+            if isinstance(container, dict):
+                for key in container:
+                    if not isinstance(key, str):
+                        raise FrameError("protocol.malformed", f"The map key {key!r} is no string.")
+                values.extend(container.values())
+            else:
+                values.extend(container)
+        total += len(values)
+        if total > limits.BODY_ELEMENTS_MAX:
+            raise _too_many()
+        containers = [value for value in values if type(value) not in _PLAIN and _is_nested(value)]
+        if not containers:
             return
-        level = below
     raise FrameError("protocol.malformed", f"The body nests over {limits.BODY_DEPTH_MAX} levels.")
+
+
+_PLAIN: Final = frozenset({str, int, bytes, bool, type(None)})
+"""What most values are, so that most are looked at once."""
+
+
+def _is_nested(value: Any) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FrameError("protocol.malformed", "The body has a float that is not finite.")
+    if isinstance(value, msgpack.Timestamp):
+        raise _extension(-1)  # the one extension that msgpack does not ask its hook about
+    return isinstance(value, (dict, list, tuple))

@@ -91,19 +91,22 @@ class Generated(Message, frozen=True):
     usage: Usage
 
 
-class Prefer(Message, frozen=True):
-    """How likely is each of `choices` as the answer to `messages`? Nothing is generated."""
+class Score(Message, frozen=True):
+    """How likely does `prompt` go on with `continuation`? Nothing is generated.
+
+    Both are plain text: no chat template is applied, and no control token is understood.
+    """
 
     agent: str
     priority: Priority
-    messages: list[ChatMessage]
-    choices: list[str]
+    prompt: str
+    continuation: str
 
 
-class Preferred(Message, frozen=True):
-    """Natural logarithms of the likelihoods, in the order of the choices, summed over tokens."""
+class Scored(Message, frozen=True):
+    """The natural logarithm of the likelihood, summed over the tokens of the continuation."""
 
-    logprobs: list[float]
+    logprob: float
     usage: Usage
 
 

@@ -35,8 +35,8 @@ ENGINE_STATUS = Method[Nothing, inference.EngineStatus, Nothing](
 ENGINE_GENERATE = Method[inference.Generate, inference.Generated, inference.GeneratedText](
     "engine.generate", inference.Generate, inference.Generated, inference.GeneratedText
 )
-ENGINE_PREFER = Method[inference.Prefer, inference.Preferred, Nothing](
-    "engine.prefer", inference.Prefer, inference.Preferred
+ENGINE_SCORE = Method[inference.Score, inference.Scored, Nothing](
+    "engine.score", inference.Score, inference.Scored
 )
 ENGINE_EMBED = Method[inference.Embed, inference.Embedded, Nothing](
     "engine.embed", inference.Embed, inference.Embedded
@@ -104,7 +104,7 @@ LINES: Final[dict[str, tuple[Method[Any, Any, Any], ...]]] = {
         ATTENTION_ANSWER,
     ),
     "gateway": (METRICS, HEALTH),
-    "engine": (ENGINE_START, ENGINE_STATUS, ENGINE_GENERATE, ENGINE_PREFER, ENGINE_EMBED),
+    "engine": (ENGINE_START, ENGINE_STATUS, ENGINE_GENERATE, ENGINE_SCORE, ENGINE_EMBED),
     "zygote": (ZYGOTE_FORK, ZYGOTE_KILL, ZYGOTE_EXITS),
     "worker": (WORKER_START, WORKER_HANDLE),
     "work": (WORK_EFFECT,),

@@ -6,33 +6,51 @@ larger than the one before. A stream carries any number of ITEMs from the one wh
 exactly one RESULT or ERROR. The one who asked may send CANCEL; the stream still ends with a RESULT
 or an ERROR. GOODBYE announces an orderly end: no new streams, open ones finish.
 
-`SESSION` and `STREAM` below are the whole of it: a pair that is not in them is a violation.
+`SESSION` and `STREAM` below are the whole of it: a pair that is not in them is a violation. Beside
+them stands one rule: an ERROR on stream 0 is the peer's last word, and ends the session at once.
 `Session.receive` never raises for what the peer does: it returns a `Failed` event with the reason
 and the bytes to send before hanging up. Misuse by this program raises `LocalProtocolError`.
 """
 
 import enum
-from typing import Any, Final, NoReturn
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from ipc_protocol import limits
 from ipc_protocol.errors import LocalProtocolError, Problem
-from ipc_protocol.frames import STREAM_MAX, Frame, FrameDecoder, FrameError, FrameType, encode
+from ipc_protocol.frames import (
+    STREAM_MAX,
+    Frame,
+    FrameDecoder,
+    FrameError,
+    FrameType,
+    encode,
+    typed,
+)
 from ipc_protocol.values import Message
 
 # ---- What is settled by the hello ---------------------------------------------------------------
 
 
+BODY_BYTES_MIN: Final = 8 * 1024
+"""The least body that an end must accept: every error fits, with room for its cure."""
+
+SENTENCE_CHARACTERS_MAX: Final = 500
+"""What is kept of a sentence and of a cure where the whole error would not fit."""
+
+assert BODY_BYTES_MIN >= 2 * 4 * SENTENCE_CHARACTERS_MAX + 1024  # 4 bytes each, and the names
+
+
 class Limits(Message, frozen=True):
-    body_bytes_max: int = limits.FRAME_BODY_BYTES_MAX
-    streams_max: int = limits.STREAMS_MAX
+    body_bytes_max: Annotated[int, msgspec.Meta(ge=BODY_BYTES_MIN)] = limits.FRAME_BODY_BYTES_MAX
+    streams_max: Annotated[int, msgspec.Meta(ge=1)] = limits.STREAMS_MAX
 
 
 class Hello(Message, frozen=True):
     """Who speaks, what it can do beyond version 1, and what it accepts."""
 
-    name: str
+    name: Annotated[str, msgspec.Meta(max_length=200)]
     features: list[str] = []
     limits: Limits = Limits()
 
@@ -160,9 +178,17 @@ Event = (
 
 
 class _Violation(Exception):
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, cure: str = "") -> None:
         super().__init__(message)
         self.code = code
+        self.cure = cure
+
+
+class _Refusal(Exception):
+    """The peer gave the whole connection up, and said why."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
 
 
 class Session:
@@ -199,6 +225,29 @@ class Session:
         """No stream is open in either direction."""
         return not self._ours and not self._theirs
 
+    @property
+    def may_request(self) -> bool:
+        """Neither end is leaving, and the peer takes one more request."""
+        return (
+            self._greeted
+            and self._state is SessionState.OPEN
+            and not self._departing
+            and len(self._ours) < self.settled.limits.streams_max
+        )
+
+    @property
+    def talking(self) -> bool:
+        """Frames other than the hello may be sent: the greeting is over and nothing has failed."""
+        return self._greeted and self._state in (SessionState.OPEN, SessionState.LEAVING)
+
+    @property
+    def may_say_goodbye(self) -> bool:
+        return self.talking and not self._departing
+
+    def is_withdrawn(self, stream: int) -> bool:
+        """The peer no longer wants the answer that `stream` waits for."""
+        return self._theirs.get(stream) is StreamState.CANCELLING
+
     # -- bytes in
 
     def receive(self, data: bytes) -> list[Event]:
@@ -211,8 +260,12 @@ class Session:
                 event = self._on_frame(frame)
                 if event is not None:
                     events.append(event)
+        except _Refusal as refusal:
+            # An error frame is the last thing said, except to somebody who has just said one.
+            self._state = SessionState.FAILED
+            events.append(Failed(problem=refusal.problem))
         except (FrameError, _Violation) as error:
-            events.append(self._fail(error.code, str(error)))
+            events.append(self._fail(error.code, str(error), error.cure))
         except msgspec.ValidationError as error:
             events.append(self._fail("protocol.malformed", f"{error}."))
         return events
@@ -236,31 +289,32 @@ class Session:
     def hello_timed_out(self) -> Failed:
         """The shell's clock ran out while the session was greeting."""
         return self._fail(
-            "protocol.hello-timeout", f"No hello came within {limits.HELLO_SECONDS_MAX} s."
+            "protocol.hello-timeout",
+            f"No hello came within {limits.HELLO_SECONDS_MAX} s.",
+            "Send HELLO as the first frame, as soon as the connection stands.",
         )
 
     def _on_frame(self, frame: Frame) -> Event | None:
+        if frame.type is FrameType.ERROR and frame.stream == 0:
+            raise _Refusal(typed(frame.body, Problem))
         after = SESSION.get((self._state, frame.type))
         if after is None:
-            if self._state is SessionState.GREETING and frame.type is FrameType.ERROR:
-                self._on_refusal(frame)
             raise _Violation(
                 "protocol.sequence", f"A {frame.type.name} frame came while {self._state.value}."
             )
+        if frame.stream != 0 and frame.type in (FrameType.HELLO, FrameType.GOODBYE):
+            raise _Violation("protocol.sequence", f"A {frame.type.name} frame belongs to stream 0.")
         event = _READERS[frame.type](self, frame)
         self._state = after
         return event
 
     def _on_hello(self, frame: Frame) -> Event:
-        if frame.stream != 0:
-            raise _Violation("protocol.sequence", "A HELLO frame belongs to stream 0.")
-        self._settled = settle(self._hello, msgspec.convert(frame.body, Hello))
+        self._settled = settle(self._hello, typed(frame.body, Hello))
         self._decoder.body_bytes_max = self._settled.limits.body_bytes_max
         return Opened(settled=self._settled)
 
     def _on_request(self, frame: Frame) -> Event:
-        odd = frame.stream % 2 == 1
-        if odd is self._initiator or frame.stream <= self._highest_from_peer:
+        if not self._is_of_peer(frame.stream) or frame.stream <= self._highest_from_peer:
             raise _Violation(
                 "protocol.sequence",
                 f"Stream {frame.stream} is not the peer's to open: its ids are "
@@ -271,8 +325,9 @@ class Session:
             raise _Violation(
                 "protocol.too-many-streams",
                 f"Over {self.settled.limits.streams_max} requests are under way.",
+                "Wait for answers before asking more.",
             )
-        request = msgspec.convert(frame.body, Request)
+        request: Request = typed(frame.body, Request)
         self._highest_from_peer = frame.stream
         self._theirs[frame.stream] = StreamState.OPEN
         return RequestReceived(stream=frame.stream, request=request)
@@ -286,26 +341,23 @@ class Session:
         return ResultReceived(stream=frame.stream, value=frame.body)
 
     def _on_error(self, frame: Frame) -> Event:
-        if frame.stream == 0:
-            self._on_refusal(frame)
-        problem = msgspec.convert(frame.body, Problem)
+        problem: Problem = typed(frame.body, Problem)
         self._advance(self._ours, frame)
         return ErrorReceived(stream=frame.stream, problem=problem)
 
-    def _on_refusal(self, frame: Frame) -> NoReturn:
-        """The peer gave the whole connection up, and said why."""
-        problem = msgspec.convert(frame.body, Problem)
-        self._state = SessionState.FAILED
-        raise _Violation(problem.code, problem.message)
-
     def _on_cancel(self, frame: Frame) -> Event | None:
-        if frame.stream not in self._theirs and 0 < frame.stream <= self._highest_from_peer:
+        was_open = self._is_of_peer(frame.stream) and frame.stream <= self._highest_from_peer
+        if was_open and frame.stream not in self._theirs:
             return None  # the answer and the cancellation crossed on the way
         self._advance(self._theirs, frame)
         return CancelReceived(stream=frame.stream)
 
     def _on_goodbye(self, frame: Frame) -> Event:
         return GoodbyeReceived()
+
+    def _is_of_peer(self, stream: int) -> bool:
+        """The initiator's ids are odd, the acceptor's even; 0 is nobody's."""
+        return stream > 0 and (stream % 2 == 1) is not self._initiator
 
     def _advance(self, streams: dict[int, StreamState], frame: Frame) -> None:
         before = streams.get(frame.stream)
@@ -318,13 +370,10 @@ class Session:
             )
         _move(streams, frame.stream, after)
 
-    def _fail(self, code: str, message: str) -> Failed:
-        problem = Problem(code=code, message=message)
-        # An error frame is the last thing said, except to somebody who has just said one.
-        said_by_peer = self._state is SessionState.FAILED
+    def _fail(self, code: str, message: str, cure: str = "") -> Failed:
+        problem = _shortened(Problem(code=code, message=message, cure=cure))
         self._state = SessionState.FAILED
-        farewell = b"" if said_by_peer else encode(FrameType.ERROR, 0, problem)
-        return Failed(problem=problem, farewell=farewell)
+        return Failed(problem=problem, farewell=encode(FrameType.ERROR, 0, problem))
 
     # -- frames out
 
@@ -335,9 +384,9 @@ class Session:
         return encode(FrameType.HELLO, 0, self._hello)
 
     def request(self, method: str, params: msgspec.Struct) -> tuple[int, bytes]:
-        """Open a stream. Returns its id and the frame."""
+        """Open a stream. Returns its id and the frame. Raises `FrameError` when it is too long."""
         self._require_open()
-        if self._departing or len(self._ours) >= self.settled.limits.streams_max:
+        if not self.may_request:
             raise LocalProtocolError("No further stream may be opened.")
         stream = self._next_stream
         if stream > STREAM_MAX - 2:
@@ -355,7 +404,11 @@ class Session:
         return self._answer(FrameType.RESULT, stream, value)
 
     def error(self, stream: int, problem: Problem) -> bytes:
-        return self._answer(FrameType.ERROR, stream, problem)
+        """Never fails for what the problem says: one that cannot be sent whole is shortened."""
+        try:
+            return self._answer(FrameType.ERROR, stream, problem)
+        except FrameError:
+            return self._answer(FrameType.ERROR, stream, _shortened(problem))
 
     def cancel(self, stream: int) -> bytes:
         """Withdraw a request; empty when its answer is already here or it was withdrawn before."""
@@ -366,7 +419,10 @@ class Session:
         return encode(FrameType.CANCEL, stream, {})
 
     def goodbye(self) -> bytes:
+        """Announce the orderly end: no new streams from here, and the open ones finish."""
         self._require_open()
+        if self._departing:
+            raise LocalProtocolError("A session says goodbye once.")
         self._departing = True
         return encode(FrameType.GOODBYE, 0, {})
 
@@ -383,12 +439,31 @@ class Session:
     def _encode(self, type_: FrameType, stream: int, body: msgspec.Struct) -> bytes:
         data = encode(type_, stream, body)
         if len(data) - limits.HEADER_BYTES > self.settled.limits.body_bytes_max:
-            raise FrameError("protocol.frame-too-long", "The body is over what the peer accepts.")
+            raise FrameError(
+                "protocol.frame-too-long",
+                f"A body of {len(data) - limits.HEADER_BYTES} bytes is over the "
+                f"{self.settled.limits.body_bytes_max} that the hello settled.",
+            )
         return data
 
     def _require_open(self) -> None:
-        if self._state not in (SessionState.OPEN, SessionState.LEAVING):
-            raise LocalProtocolError(f"The session is {self._state.value}.")
+        if not self.talking:
+            raise LocalProtocolError(
+                f"The session is {self._state.value}{'' if self._greeted else ', without a hello'}."
+            )
+
+
+def _shortened(problem: Problem) -> Problem:
+    return Problem(
+        code=_sendable(problem.code),
+        message=_sendable(problem.message),
+        cure=_sendable(problem.cure),
+    )
+
+
+def _sendable(text: str) -> str:
+    """The beginning of `text`, without the lone surrogates that UTF-8 cannot say."""
+    return text[:SENTENCE_CHARACTERS_MAX].encode(errors="replace").decode()
 
 
 def _move(streams: dict[int, StreamState], stream: int, state: StreamState) -> None:

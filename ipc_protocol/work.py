@@ -19,8 +19,13 @@ Phase = Literal["triage", "act", "reflect", "compose"]
 
 
 class Fork(Message, frozen=True):
-    """Fork a confined worker. Its end of a socket pair travels beside the frame (SCM_RIGHTS)."""
+    """Fork a confined worker.
 
+    Its end of a socket pair was sent before (SCM_RIGHTS), over the zygote's socket for descriptors,
+    with `token` as 8 bytes, big-endian.
+    """
+
+    token: int
     agent: str
     sandbox: Literal["strict", "standard", "off"]
     uid: int | None
@@ -45,6 +50,8 @@ class WatchExits(Message, frozen=True):
 
 class WorkerExited(Message, frozen=True):
     pid: int
+    status: int | None
+    """The exit status, or None after a signal."""
     description: str
     """For people: *exited with status 1*, *killed by SIGKILL*."""
 
@@ -53,11 +60,18 @@ class WorkerExited(Message, frozen=True):
 
 
 class ToolDescription(Message, frozen=True):
-    """A tool as its agent sees it. `parameters` is the JSON Schema of its arguments."""
+    """A tool as its agent sees it. `parameters` is the JSON Schema of its arguments.
+
+    A string property with a `contentMediaType` is a text: the agent writes it plainly, in a request
+    of its own, because a small model cannot write a page inside of a JSON string.
+    """
 
     name: str
     purpose: str
     parameters: dict[str, Any]
+    outward: bool = False
+    """Its effect leaves the agent: a message, a task, a question to a person. Such a tool is not
+    offered as the first step of a delivery, which is for evidence or for the work itself."""
 
 
 class AgentProfile(Message, frozen=True):
@@ -70,6 +84,7 @@ class AgentProfile(Message, frozen=True):
     delegates: dict[str, str]
     """Agents it may delegate to, each with one line about what they do."""
     tools: list[ToolDescription]
+    """The one it most often needs comes first."""
     publishes: list[str]
     steps_max: int
     tokens_max: int
@@ -91,19 +106,45 @@ class WorkerReady(Message, frozen=True):
 # ---- One delivery -------------------------------------------------------------------------------
 
 
-class Evidence(Message, frozen=True):
-    """What screening found out about one message, as one agent's delivery carries it.
+VerdictAction = Literal["act", "ignore", "delegate", "uncertain"]
 
-    `score` and `scores` are similarities of the message with duties, `nobody` with what concerns
-    nobody; `margin` is the distance from the best rival, negative when the rival is nearer.
+
+class Verdict(Message, frozen=True):
+    """What an agent should do with a message by the evidence, and why."""
+
+    action: VerdictAction
+    reason: str
+    certain: bool
+    """The evidence alone left no doubt: the model is not needed."""
+    probability: float
+    """Of the option that won, among the options."""
+    to: str | None = None
+    """The agent to delegate to, for `delegate` only."""
+
+
+class Evidence(Message, frozen=True):
+    """What screening found out about one message, as the delivery of `agent` carries it.
+
+    Scores are similarities from -1 to 1. `scores` has every agent that was compared, also those
+    that did not receive the message: to them it can be delegated.
     """
 
+    agent: str
     score: float
     margin: float
-    nobody: float
+    """`score` minus the best other agent's, or minus nobody's where there is no other agent."""
     scores: dict[str, float]
+    nobody: float
     nearest: str
+    """The duty of `agent` that the message resembles most; empty if it has none."""
     fallback: str | None = None
+    """Who takes it if nobody does; None where it is plainly nobody's business."""
+    recipients: tuple[str, ...] = ()
+    """The agents that hold a delivery of this message, `agent` among them."""
+    takers: tuple[str, ...] = ()
+    """The recipients whose business it may well be, best first."""
+    verdict: Verdict | None = None
+    """What follows from the scores alone; `uncertain` where the model should be asked."""
 
 
 class Answer(Message, frozen=True):
@@ -150,12 +191,15 @@ class Infer(Message, tag="infer", frozen=True):
 
 
 class Weigh(Message, tag="weigh", frozen=True):
-    """Ask the model how much more likely each choice is after `messages` than after `baseline`."""
+    """Ask for the verdict on `message`: its evidence weighed against what the model prefers.
+
+    The orchestrator asks the model, because that takes the duties of all agents. It answers from
+    screening alone where the model cannot be asked or does not count.
+    """
 
     phase: Phase
-    messages: list[ChatMessage]
-    baseline: list[ChatMessage]
-    choices: list[str]
+    message: str
+    evidence: Evidence
 
 
 class Recall(Message, tag="recall", frozen=True):
@@ -192,9 +236,10 @@ class Inferred(Message, tag="inferred", frozen=True):
 
 
 class Weighed(Message, tag="weighed", frozen=True):
-    """Log-likelihood ratios in the order of the choices."""
+    """The verdict, never `uncertain`, and the log-likelihoods by option that went into it."""
 
-    preferences: list[float]
+    verdict: Verdict
+    preferences: dict[str, float] = {}
 
 
 class Memory(Message, frozen=True):

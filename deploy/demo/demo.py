@@ -74,7 +74,7 @@ class Daemon:
 def prepare(folder: Path) -> None:
     """A complete configuration in `folder`, and the model in its state."""
     agentd("init", str(folder))
-    agentd("models", "--config", str(folder / "agentd.toml"), "pull", "smollm2")
+    agentd("models", "pull", "smollm2", "--config", str(folder / "agentd.toml"))
     agentd("check", "--config", str(folder / "agentd.toml"))
 
 

@@ -1,8 +1,7 @@
-"""Serves the methods of the control socket. Thin: reads views, applies reducers, asks the daemon."""
+"""Serves the methods of the control socket. Thin: reads views, applies reducers, asks."""
 
-import os
-import time
-from collections.abc import Awaitable, Callable
+import secrets
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Final, Protocol
 
@@ -25,3 +24,172 @@ from ipc_protocol.methods import (
     WATCH,
 )
 from ipc_protocol.values import Receipt
+from orchestrator.bus.attention import AnswerAttention, answer_attention
+from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.routing import OPERATOR
+from orchestrator.control.happenings import happening
+from orchestrator.control.views import Views
+from orchestrator.metrics import Metrics
+from orchestrator.store.store import Store
+
+CORRELATION_BYTES: Final = 6
+"""Random part of a conversation's name: 48 bits, so that a million conversations have no double
+with a probability of 99.8 %, in 12 characters that can be typed."""
+
+WATCH_CHANGES_MAX: Final = 4096
+"""Changes held for one slow watcher; what it misses beyond that is counted and shown."""
+
+REQUEST_TOPIC: Final = "user.request"
+
+
+class Running(Protocol):
+    """The part of the daemon that operators ask about."""
+
+    async def status(self) -> control.Status: ...
+
+    async def agents(self) -> list[control.AgentStatus]: ...
+
+    async def engines(self) -> list[control.EngineSummary]: ...
+
+    async def recall(self, agent: str, query: str, limit: int) -> list[control.OwnedMemory]: ...
+
+    @property
+    def agent_names(self) -> list[str]: ...
+
+
+class Service:
+    def __init__(
+        self,
+        running: Running,
+        store: Store,
+        views: Views,
+        metrics: Metrics,
+        time_to_live_us: int,
+        clock_us: Callable[[], int],
+    ) -> None:
+        self._clock_us = clock_us
+        self._running = running
+        self._store = store
+        self._views = views
+        self._metrics = metrics
+        self._time_to_live_us = time_to_live_us
+
+    def handlers(self) -> Handlers:
+        return (
+            Handlers()
+            .add(STATUS, self._status)
+            .add(AGENTS, self._agents)
+            .add(ASK, self._ask)
+            .add(ANSWER, self._answer)
+            .add(SEND, self._send)
+            .add(WATCH, self._watch)
+            .add(TRACE, self._trace)
+            .add(SLOTS, self._slots)
+            .add(MEMORY, self._memory)
+            .add(TASKS, self._tasks)
+            .add(ATTENTION_LIST, self._attention)
+            .add(ATTENTION_ANSWER, self._answer_attention)
+        )
+
+    async def _status(self, _: Nothing, __: Call) -> control.Status:
+        return await self._running.status()
+
+    async def _agents(self, _: Nothing, __: Call) -> control.Agents:
+        return control.Agents(agents=await self._running.agents())
+
+    async def _slots(self, _: Nothing, __: Call) -> control.Engines:
+        return control.Engines(engines=await self._running.engines())
+
+    # -- talking to agents
+
+    async def _ask(self, ask: control.Ask, _: Call) -> Receipt:
+        if not ask.text.strip():
+            raise Failure("request.invalid", "The question is empty.", "Say what you want.")
+        if ask.to is not None:
+            self._require_agent(ask.to)
+        topic = REQUEST_TOPIC if ask.to is None else f"agent.{ask.to}"
+        return await self._publish(topic, ask.text.encode(), ask)
+
+    async def _send(self, send: control.Send, _: Call) -> Receipt:
+        return await self._publish(send.topic, send.payload, send)
+
+    async def _publish(
+        self, topic: str, payload: bytes, request: control.Ask | control.Send
+    ) -> Receipt:
+        named = request.correlation
+        message = Publish(
+            topic=topic,
+            payload=payload,
+            correlation=named or secrets.token_hex(CORRELATION_BYTES),
+            priority=request.priority,
+            expires_us=self._clock_us() + self._time_to_live_us,
+            # Asking again under the same name is the retry of a caller that lost its receipt.
+            message_id=f"ask:{named}" if named and isinstance(request, control.Ask) else None,
+        )
+        try:
+            receipt = await self._store.apply(publish, OPERATOR, message)
+        except Failure as failure:
+            self._metrics.publish_refused(failure.code)
+            raise
+        self._metrics.published(request.priority)
+        return receipt
+
+    async def _answer(self, wait: control.AwaitAnswer, _: Call) -> control.Conversation:
+        kinds = {"conversation.answered"}
+        with self._store.changes.subscribe(kinds, WATCH_CHANGES_MAX) as changes:
+            conversation = await self._views.conversation(wait.correlation)
+            while conversation.state != "answered":
+                await anext(changes)
+                conversation = await self._views.conversation(wait.correlation)
+        return conversation
+
+    async def _watch(self, watch: control.Watch, call: Call) -> Nothing:
+        kinds = set(watch.kinds) or None
+        with self._store.changes.subscribe(kinds, WATCH_CHANGES_MAX) as changes:
+            async for change in changes:
+                told = happening(change)
+                if watch.correlation is None or told.lost or told.correlation == watch.correlation:
+                    await call.send_item(told)
+        return Nothing()
+
+    # -- looking
+
+    async def _trace(self, of: control.OfConversation, _: Call) -> control.Trace:
+        return await self._views.trace(of.correlation)
+
+    async def _memory(self, query: control.MemoryQuery, _: Call) -> control.Memories:
+        if query.agent is not None:
+            self._require_agent(query.agent)
+        if query.query is None:
+            memories = await self._views.newest_memories(query.agent, query.limit)
+            return control.Memories(memories=memories)
+        agents = self._running.agent_names if query.agent is None else [query.agent]
+        found = [
+            memory
+            for agent in agents
+            for memory in await self._running.recall(agent, query.query, query.limit)
+        ]
+        return control.Memories(memories=found[: query.limit] if query.agent else found)
+
+    async def _tasks(self, of: control.OfAgent, _: Call) -> control.Tasks:
+        if of.agent is not None:
+            self._require_agent(of.agent)
+        return control.Tasks(tasks=await self._views.tasks(of.agent))
+
+    async def _attention(self, query: control.AttentionQuery, _: Call) -> control.AttentionRequests:
+        requests = await self._views.attention(answered_too=query.all)
+        return control.AttentionRequests(requests=requests)
+
+    async def _answer_attention(self, answer: control.AttentionAnswer, _: Call) -> Nothing:
+        await self._store.apply(
+            answer_attention, OPERATOR, AnswerAttention(attention=answer.id, text=answer.text)
+        )
+        return Nothing()
+
+    def _require_agent(self, name: str) -> None:
+        names = self._running.agent_names
+        if name in names:
+            return
+        near = get_close_matches(name, names, n=1, cutoff=0.5)
+        cure = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(names)}."
+        raise Failure("agent.unknown", f"There is no agent {name!r}.", cure)

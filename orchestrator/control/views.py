@@ -6,6 +6,7 @@ import msgspec
 
 from ipc_protocol import control
 from ipc_protocol.errors import Failure
+from ipc_protocol.values import PRIORITIES
 from ipc_protocol.work import (
     Effect,
     EffectResult,
@@ -234,6 +235,12 @@ class Views:
             "SELECT agent, sum(state IN ('queued', 'leased')), sum(state = 'parked'), "
             "sum(state = 'done') FROM delivery GROUP BY agent"
         )
+        queued = await self._reader.fetch(
+            "SELECT class, count(*) FROM delivery WHERE state = 'queued' GROUP BY class"
+        )
+        parked = await self._reader.fetch(
+            "SELECT parked_reason, count(*) FROM delivery WHERE state = 'parked' GROUP BY 1"
+        )
         memories = await self._reader.fetch("SELECT owner, count(*) FROM memory GROUP BY owner")
         ((attention, dead),) = await self._reader.fetch(
             "SELECT (SELECT count(*) FROM attention WHERE state = 'open'), "
@@ -243,6 +250,8 @@ class Views:
             deliveries=dict(deliveries),
             conversations=dict(conversations),
             agents={agent: (pending, parked, done) for agent, pending, parked, done in agents},
+            queued={PRIORITIES[class_]: number for class_, number in queued},
+            parked=dict(parked),
             memories=dict(memories),
             attention_open=attention,
             dead_letters=dead,
@@ -250,11 +259,14 @@ class Views:
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """`agents` has pending, parked and done deliveries of each."""
+    """`agents` has pending, parked and done deliveries of each; `queued` counts by class, `parked`
+    by what is waited for."""
 
     deliveries: dict[str, int]
     conversations: dict[str, int]
     agents: dict[str, tuple[int, int, int]]
+    queued: dict[str, int]
+    parked: dict[str, int]
     memories: dict[str, int]
     attention_open: int
     dead_letters: int
@@ -276,8 +288,8 @@ def _question(asked: Effect) -> str:
     match asked:
         case Infer():
             return ""
-        case Weigh(choices=choices):
-            return " / ".join(choices)
+        case Weigh():
+            return ""
         case Recall(query=query):
             return repr(query)
         case UseTool(name=name, arguments=arguments):
@@ -290,8 +302,9 @@ def _outcome(got: EffectResult) -> str:
     match got:
         case Inferred(text=text):
             return text
-        case Weighed(preferences=preferences):
-            return " → " + " / ".join(f"{nats:+.2f}" for nats in preferences)
+        case Weighed(verdict=verdict, preferences=preferences):
+            nats = ", ".join(f"{option} {value:.1f}" for option, value in preferences.items())
+            return f"{verdict.action}: {verdict.reason}" + (f" ({nats})" if nats else "")
         case Recalled(memories=memories):
             return f" → {len(memories)} memories"
         case ToolResult(ok=ok, output=output):

@@ -55,7 +55,7 @@ class Transaction:
         assert isinstance(identity, int)
         return identity
 
-    def emit(self, kind: str, **data: Any) -> None:
+    def emit(self, kind: str, /, **data: Any) -> None:
         """Tell those who follow changes, once the commit is on disk."""
         self.changes.append(Change(kind=kind, data=data, at_us=self.now_us))
 

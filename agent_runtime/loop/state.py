@@ -1,0 +1,122 @@
+"""What the loop remembers between two effects: one frozen value, changed only by replacement."""
+
+import enum
+from typing import Any, Final
+
+import msgspec
+
+from agent_runtime.loop.decisions import Reflection, ToolCall, TriageDecision
+from ipc_protocol.work import (
+    AgentProfile,
+    Completion,
+    Effect,
+    Handle,
+    Memory,
+    Outgoing,
+    TaskChange,
+    Weighed,
+)
+
+
+class Step(enum.Enum):
+    """Where the loop stands, named after what it waits for."""
+
+    BEGIN = "begin"
+    TRIAGE_RECALL = "triage-recall"
+    TRIAGE_WEIGH = "triage-weigh"
+    TRIAGE_DECIDE = "triage-decide"
+    TRIAGE_NOTE = "triage-note"
+    ACT_RECALL = "act-recall"
+    ACT_CHOOSE = "act-choose"
+    ACT_WRITE = "act-write"
+    ACT_USE = "act-use"
+    ACT_ANSWER = "act-answer"
+    COMPOSE = "compose"
+    REFLECT = "reflect"
+    DONE = "done"
+
+
+class Event(enum.Enum):
+    """What an effect's result, or the lack of need for it, means."""
+
+    ANSWERS_CAME = "answers came"
+    SETTLED = "settled"
+    DOUBTFUL = "doubtful"
+    RECALLED = "recalled"
+    WEIGHED = "weighed"
+    DECIDED = "decided"
+    TAKEN = "taken"
+    LET_GO = "let go"
+    STUMBLED = "stumbled"
+    CALL_CHOSEN = "call chosen"
+    TEXT_WANTED = "text wanted"
+    WRITTEN = "written"
+    OBSERVED = "observed"
+    ENOUGH = "enough"
+    ANSWERED = "answered"
+    REFLECTED = "reflected"
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """What a tool returned, already cut to what the transcript shows."""
+
+    call: ToolCall
+    ok: bool
+    output: str
+
+
+class State(msgspec.Struct, frozen=True):
+    profile: AgentProfile
+    handle: Handle
+    step: Step = Step.BEGIN
+    effects: int = 0
+    """The number of the outstanding effect in the delivery's journal; the beginning is 0."""
+    outstanding: Effect | None = None
+    spent_tokens: int = 0
+    memories: tuple[Memory, ...] | None = None
+    weighed: Weighed | None = None
+    decision: TriageDecision | None = None
+    """What the model said in triage, if it was asked; `triage.decision` is what holds."""
+    call: ToolCall = ToolCall(tool="")
+    """The call that was chosen last."""
+    stumbled: bool = False
+    """The first question for a call led to none; it was asked again, for the first tool only."""
+    observations: tuple[Observation, ...] = ()
+    staged: tuple[Outgoing | TaskChange, ...] = ()
+    answer: str = ""
+    trouble: str = ""
+    """Why the model did not answer, when it did not."""
+    reflection: Reflection | None = None
+
+    def but(self, **changes: Any) -> "State":
+        return msgspec.structs.replace(self, **changes)
+
+    @property
+    def composing(self) -> bool:
+        """The delivery is a settled conversation, and its receiver the one who sums it up."""
+        conversation = self.handle.answers or self.handle.question
+        own_topic = f"agent.{self.profile.name}"
+        return (
+            self.profile.role == "conductor"
+            and self.handle.envelope.topic == own_topic
+            and bool(conversation)
+        )
+
+    @property
+    def request(self) -> str:
+        """What the delivery is about."""
+        return self.handle.question or payload_text(self.handle.envelope.payload)
+
+    @property
+    def tokens_left(self) -> int:
+        return self.profile.tokens_max - self.spent_tokens
+
+
+Outcome = tuple[State, Effect | Completion]
+
+REPLY_TOPIC: Final = "user.reply"
+"""Where answers go. Who does not publish on it works in silence."""
+
+
+def payload_text(payload: bytes) -> str:
+    return payload.decode("utf-8", errors="replace").strip()

@@ -1,0 +1,83 @@
+"""The client of an engine, as the orchestrator uses it: one coroutine per method.
+
+An engine that dies takes the answers under way with it: those calls raise `inference.unavailable`,
+whatever the line said, and the caller asks again when supervision has started another engine. Every
+other `Failure` is the engine's own answer, and asking again would bring the same.
+"""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+from ipc_protocol import methods
+from ipc_protocol.aio import Connection
+from ipc_protocol.errors import Failure
+from ipc_protocol.inference import (
+    Embed,
+    Embedded,
+    EngineStart,
+    EngineStatus,
+    Generate,
+    Generated,
+    ModelInfo,
+    Nothing,
+    Score,
+    Scored,
+)
+
+LINE_CODES: Final = frozenset(
+    ("protocol.closed", "protocol.hello-timeout", "protocol.malformed", "protocol.sequence")
+)
+"""What the line says when the engine behind it is gone, or is no longer itself."""
+
+
+class EngineClient:
+    """Asks one engine over its connection. Cancelling a call withdraws it from the engine."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def start(self, params: EngineStart) -> ModelInfo:
+        """Load a model. Raises `model.invalid`."""
+        with _engine_alive():
+            return await self._connection.call(methods.ENGINE_START, params)
+
+    async def status(self) -> EngineStatus:
+        """Slots, queue and usage, as they stand between two steps."""
+        with _engine_alive():
+            return await self._connection.call(methods.ENGINE_STATUS, Nothing())
+
+    async def generate(
+        self, params: Generate, on_text: Callable[[str], Awaitable[None]] | None = None
+    ) -> Generated:
+        """The answer. With `params.stream`, `on_text` gets its text as it comes."""
+        with _engine_alive():
+            async with self._connection.stream(methods.ENGINE_GENERATE, params) as response:
+                async for item in response:
+                    if on_text is not None:
+                        await on_text(item.text)
+                return await response.result()
+
+    async def score(self, params: Score) -> Scored:
+        """The log-likelihood of a text as the continuation of another."""
+        with _engine_alive():
+            return await self._connection.call(methods.ENGINE_SCORE, params)
+
+    async def embed(self, texts: list[str]) -> Embedded:
+        """A vector per text, from an embedding engine."""
+        with _engine_alive():
+            return await self._connection.call(methods.ENGINE_EMBED, Embed(texts=texts))
+
+
+@contextlib.contextmanager
+def _engine_alive() -> Iterator[None]:
+    try:
+        yield
+    except Failure as failure:
+        if failure.code not in LINE_CODES:
+            raise
+        raise Failure(
+            "inference.unavailable",
+            f"The engine ended before it answered: {failure.problem.message}",
+            "Ask again when it has been restarted.",
+        ) from failure

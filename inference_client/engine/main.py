@@ -1,0 +1,68 @@
+"""The engine as a program: `python -m inference_client.engine --fd N [--kind language|embedding]`.
+
+It speaks the protocol over the inherited descriptor N, loads one model when told to, and exits when
+the line ends: an engine whose parent has died has nobody to work for. When its decode thread fails
+it exits with status 1, and supervision starts another.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from typing import Literal, Protocol
+
+import click
+import uvloop
+
+from ipc_protocol.aio import Connection, Handlers
+from ipc_protocol.session import Hello
+
+Kind = Literal["language", "embedding"]
+
+
+class Engine(Protocol):
+    """What both kinds have in common: they serve until the line ends, or until they break."""
+
+    broken: asyncio.Event
+
+    def serving(self) -> contextlib.AbstractAsyncContextManager[Handlers]: ...
+
+
+def engine_of(kind: Kind) -> Engine:
+    """The engine of a kind. Each imports its own heavy library, and only that."""
+    if kind == "language":
+        from inference_client.engine.language import LanguageEngine
+
+        return LanguageEngine()
+    from inference_client.engine.embedding import EmbeddingEngine
+
+    return EmbeddingEngine()
+
+
+async def serve(sock: socket.socket, kind: Kind) -> bool:
+    """Serve one connection. Returns whether it ended in order."""
+    engine = engine_of(kind)
+    hello = Hello(name=f"engine/{kind}")
+    async with (
+        engine.serving() as handlers,
+        Connection(sock, hello, handlers, initiator=True) as connection,
+    ):
+        closed = asyncio.ensure_future(connection.wait_closed())
+        broken = asyncio.ensure_future(engine.broken.wait())
+        await asyncio.wait((closed, broken), return_when=asyncio.FIRST_COMPLETED)
+        closed.cancel()
+        broken.cancel()
+    return not engine.broken.is_set()
+
+
+@click.command()
+@click.option("--fd", type=int, required=True, help="The inherited socket to speak over.")
+@click.option("--kind", type=click.Choice(["language", "embedding"]), default="language")
+@click.option("--log-level", default="INFO", help="DEBUG shows what llama.cpp says.")
+def main(fd: int, kind: Kind, log_level: str) -> None:
+    """Serve one model to the orchestrator."""
+    logging.basicConfig(level=log_level, stream=sys.stderr, format="%(levelname)s %(message)s")
+    with socket.socket(fileno=fd) as sock:
+        orderly = uvloop.run(serve(sock, kind))
+    sys.exit(0 if orderly else 1)

@@ -1,0 +1,58 @@
+"""From token pieces to text that may be shown: whole characters, and nothing of a stop string.
+
+A token may end in the middle of a character, and a stop string may begin in one token and end in
+another. Both are held back until it is certain what they are. Pure.
+"""
+
+import codecs
+
+
+class TextStream:
+    """Feed it the bytes of each token; it returns the text that is certain."""
+
+    def __init__(self, stop: list[str]) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._stop = [string for string in stop if string]
+        self._held = ""
+        self.text = ""
+        """Everything that was returned so far."""
+        self.stopped = False
+
+    def feed(self, piece: bytes) -> str:
+        """The text that this piece makes certain. After a stop string nothing more comes."""
+        return self._release(self._decoder.decode(piece))
+
+    def finish(self) -> str:
+        """What was held back, now that nothing follows. Half a character becomes U+FFFD."""
+        rest = self._release(self._decoder.decode(b"", final=True))
+        if not self.stopped:
+            rest += self._held
+            self.text += self._held
+        self._held = ""
+        return rest
+
+    def _release(self, fresh: str) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + fresh
+        found = [at for at in (text.find(string) for string in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            text, self._held = text[: min(found)], ""
+        else:
+            certain = len(text) - self._undecided(text)
+            text, self._held = text[:certain], text[certain:]
+        self.text += text
+        return text
+
+    def _undecided(self, text: str) -> int:
+        """The length of the longest end of the text that may be the beginning of a stop string."""
+        return max(
+            (
+                length
+                for string in self._stop
+                for length in range(1, len(string))
+                if text.endswith(string[:length])
+            ),
+            default=0,
+        )

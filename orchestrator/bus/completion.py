@@ -1,0 +1,236 @@
+"""The end of a delivery: one transaction acknowledges it and applies all that follows from it.
+
+First everything is decided, then written. Where a receiver's inbox is full, nothing is written but
+that the delivery is parked; it comes again and replays its journal to the same completion.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from ipc_protocol.errors import Failure, Problem
+from ipc_protocol.values import rank
+from ipc_protocol.work import Completion, Outgoing
+from orchestrator.bus.deadletters import bury_output
+from orchestrator.bus.delivery import DeliveryState
+from orchestrator.bus.leasing import park_delivery
+from orchestrator.bus.limits import BACKPRESSURE_RETRY_US, MESSAGE_TTL_US, OUTPUTS_MAX
+from orchestrator.bus.posting import Post, post, receivers_of
+from orchestrator.bus.registration import directory_of
+from orchestrator.bus.routing import BUS, Draft, Plan, message_rank, route
+from orchestrator.bus.rows import (
+    DeliveryRow,
+    conversation_by_id,
+    delivery_of,
+    held_delivery,
+    inbox_depth,
+    move_delivery,
+    unknown_delivery,
+)
+from orchestrator.bus.settlement import answer, contribute, delivery_closed
+from orchestrator.bus.tasks import change_task
+from orchestrator.store.memory import Remember, remember
+from orchestrator.store.transaction import Transaction
+
+
+class Complete(msgspec.Struct, frozen=True, kw_only=True):
+    """The completion of a delivery that `incarnation` holds. The actor is its agent.
+
+    `vectors` are the embeddings of the completion's memories, in their order; empty without an
+    embedding engine. `screened` is for a system in which nothing is screened.
+    """
+
+    delivery: int
+    incarnation: str
+    completion: Completion
+    vectors: list[bytes | None] = []
+    screened: bool = False
+
+
+class Completed(msgspec.Struct, frozen=True, kw_only=True):
+    """What the completion came to. `parked` with `full` agents: it will be asked for again."""
+
+    state: DeliveryState
+    repeated: bool = False
+    full: list[str] = []
+    until_us: int | None = None
+    messages: list[int] = []
+    dead_letters: list[int] = []
+    memories: list[int] = []
+    tasks: list[int] = []
+
+
+Decided = tuple[Outgoing, Plan | Problem]
+
+
+def complete(tx: Transaction, arguments: Complete) -> Completed:
+    """Apply a completion, whole or not at all. Repeating it changes nothing.
+
+    Raises `work.unknown-delivery` if `incarnation` does not hold the delivery, `store.ownership`
+    if it changes a task of another agent.
+    """
+    row = delivery_of(tx, arguments.delivery)
+    if row is None or row.agent != tx.actor:
+        raise unknown_delivery(arguments.delivery)
+    if _is_repeated(row, arguments):
+        return Completed(state=row.state, repeated=True)
+    row = held_delivery(tx, arguments.delivery, arguments.incarnation)
+    completion = arguments.completion
+    decided = _decided(tx, row, completion.outputs)
+    if isinstance(decided, Failure):
+        return _parked_by_backpressure(tx, row, decided)
+    _close(tx, row, completion)
+    memories = _remembered(tx, row, arguments)
+    tasks = [
+        change_task(tx, change, row.conversation, row.correlation) for change in completion.tasks
+    ]
+    if row.composing:
+        _answer(tx, row, decided)
+    messages, dead_letters = _published(tx, row, decided, arguments.screened)
+    if completion.outcome != "deferred":
+        delivery_closed(tx, row)
+    return Completed(
+        state="parked" if completion.outcome == "deferred" else "done",
+        messages=messages,
+        dead_letters=dead_letters,
+        memories=memories,
+        tasks=tasks,
+    )
+
+
+def _is_repeated(row: DeliveryRow, arguments: Complete) -> bool:
+    deferred = row.state == "parked" and row.parked_reason == "deferred"
+    return row.state == "done" or (deferred and row.incarnation == arguments.incarnation)
+
+
+def _decided(
+    tx: Transaction, row: DeliveryRow, outputs: Sequence[Outgoing]
+) -> list[Decided] | Failure:
+    """Where each output goes, or why it never will; or the backpressure that stops them all."""
+    directory = directory_of(tx)
+    added: Counter[str] = Counter()
+    if not row.composing:
+        added[row.agent] = -1  # This delivery leaves the agent's own inbox now.
+    decided: list[Decided] = []
+    for number, output in enumerate(outputs):
+        if number >= OUTPUTS_MAX:
+            decided.append((output, _over_the_cap(len(outputs))))
+            continue
+        draft = Draft(
+            topic=output.topic,
+            sender=row.agent,
+            payload_bytes=len(output.payload),
+            hops=row.hops + 1,
+            expires_us=tx.now_us + MESSAGE_TTL_US,
+        )
+        plan = route(
+            draft, directory, lambda agent: inbox_depth(tx, agent) + added[agent], tx.now_us
+        )
+        if isinstance(plan, Failure):
+            if plan.code == "bus.backpressure":
+                return plan
+            decided.append((output, plan.problem))
+        else:
+            added.update(plan.receivers)
+            decided.append((output, plan))
+    return decided
+
+
+def _over_the_cap(outputs: int) -> Problem:
+    return Problem(
+        code="bus.not-permitted",
+        message=f"A completion may publish {OUTPUTS_MAX} messages; this one has {outputs}.",
+    )
+
+
+def _parked_by_backpressure(tx: Transaction, row: DeliveryRow, pressure: Failure) -> Completed:
+    full: list[str] = pressure.problem.details["agents"]
+    until_us = tx.now_us + BACKPRESSURE_RETRY_US
+    park_delivery(tx, row, "backpressure", until_us, ", ".join(full))
+    return Completed(state="parked", full=full, until_us=until_us)
+
+
+def _close(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
+    if completion.outcome == "deferred":
+        until_us = completion.until_us if completion.until_us is not None else tx.now_us
+        park_delivery(tx, row, "deferred", until_us, completion.reason)
+        with tx.acting_as(BUS):
+            # What was decided is decided: the next run begins with a journal of its own.
+            tx.execute("UPDATE delivery SET deferred = 1, run = run + 1 WHERE id = ?", (row.id,))
+        return
+    with tx.acting_as(BUS):
+        move_delivery(
+            tx,
+            row,
+            "complete",
+            outcome=completion.outcome,
+            outcome_reason=completion.reason,
+            finished_us=tx.now_us,
+        )
+    tx.emit(
+        "delivery.done",
+        delivery=row.id,
+        message=row.message,
+        agent=row.agent,
+        correlation=row.correlation,
+        outcome=completion.outcome,
+        reason=completion.reason,
+        composing=row.composing,
+    )
+
+
+def _remembered(tx: Transaction, row: DeliveryRow, arguments: Complete) -> list[int]:
+    entries = arguments.completion.memories
+    vectors = arguments.vectors or [None] * len(entries)
+    return [
+        remember(
+            tx,
+            Remember(entry=entry, vector=vector, delivery=row.id, correlation=row.correlation),
+        )
+        for entry, vector in zip(entries, vectors, strict=True)
+    ]
+
+
+def _answer(tx: Transaction, row: DeliveryRow, decided: Sequence[Decided]) -> None:
+    """Give the caller what the conductor composed, if this is the composing that is waited for."""
+    replies = [
+        output.payload.decode(errors="replace")
+        for output, plan in decided
+        if isinstance(plan, Plan) and plan.sink
+    ]
+    conversation = conversation_by_id(tx, row.conversation)
+    if replies and conversation.state == "composing" and conversation.composer == row.id:
+        answer(tx, conversation, "\n\n".join(replies))
+
+
+def _published(
+    tx: Transaction, row: DeliveryRow, decided: Sequence[Decided], screened: bool
+) -> tuple[list[int], list[int]]:
+    directory = directory_of(tx)
+    conversation = conversation_by_id(tx, row.conversation)
+    messages: list[int] = []
+    dead_letters: list[int] = []
+    for output, plan in decided:
+        if isinstance(plan, Problem):
+            dead_letters.append(bury_output(tx, row, output, plan))
+            continue
+        composed = row.composing and plan.sink
+        if not composed:
+            conversation = contribute(tx, conversation)
+        asked = None if output.priority is None else rank(output.priority)
+        urgency = message_rank(conversation.rank, row.rank, asked)
+        message = Post(
+            topic=output.topic,
+            sender=row.agent,
+            payload=output.payload,
+            rank=urgency,
+            expires_us=tx.now_us + MESSAGE_TTL_US,
+            hops=row.hops + 1,
+            cause=row.message,
+            produced_by=row.id,
+            composed=composed,
+            receivers=receivers_of(plan, directory, row.agent, urgency, screened=screened),
+        )
+        messages.append(post(tx, conversation, message))
+    return messages, dead_letters

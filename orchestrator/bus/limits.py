@@ -1,0 +1,35 @@
+"""Every bound of the bus, with its reason. The payload's stands in `ipc_protocol.limits`."""
+
+from typing import Final
+
+TOPIC_CHARS_MAX: Final = 128
+TOPIC_WORDS_MAX: Final = 8
+"""A topic is a path for people to read. The router's work grows with the words, so they are few."""
+
+AGENT_NAME_CHARS_MAX: Final = 32
+"""A name is one word of a topic, a folder, a label of metrics and a column of tables."""
+
+assert len("agent.") + AGENT_NAME_CHARS_MAX <= TOPIC_CHARS_MAX
+
+HOPS_MAX: Final = 32
+"""Messages in a chain of causes. Work that is handed on so often goes round in circles."""
+
+OUTPUTS_MAX: Final = 64
+"""Messages of one completion: as many as an ordinary inbox holds."""
+
+DEATHS_MAX: Final = 5
+"""Workers that may die of one delivery before it is given up."""
+
+MESSAGE_TTL_US: Final = 7 * 24 * 3600 * 1_000_000
+"""A message that nobody began to handle within a week (a daemon that was off over the holidays)
+answers a question that nobody asks any more."""
+
+BACKPRESSURE_RETRY_US: Final = 1_000_000
+"""A completion that met a full inbox is tried again after a second: a model answers in about that
+time, so a place has likely become free."""
+
+RESUMED_PER_CALL_MAX: Final = 256
+"""Parked deliveries resumed by one reducer: more would hold up the others of its commit."""
+
+SUMMARY_CHARS_MAX: Final = 120
+"""Text of a payload that a change carries: one line of a terminal."""

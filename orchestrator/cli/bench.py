@@ -1,0 +1,85 @@
+"""`agentd bench`: measurements, one table or one JSON list for all of them."""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.exits import EPILOG, CommandError, Exit
+from orchestrator.cli.options import FILE, json_option, required_config_option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orchestrator.cli.measure import Measure
+
+
+@click.group(epilog=EPILOG)
+def bench() -> None:
+    """Measure, and compare with a peer and with what is promised.
+
+    With --json: a list of objects with measure, value, unit, peer, peer_value, ratio, expected and
+    met. The status is 1 when a promise is not met.
+    """
+
+
+@bench.command(epilog=EPILOG)
+@click.argument("file", type=FILE)
+@required_config_option
+@json_option
+def triage(file: Path, config: Path, as_json: bool) -> None:
+    """How often do messages find their right owner?
+
+    FILE has labelled messages as JSON lines: `text`, and `owner`, the name of an agent or `none`.
+    """
+    from ipc_protocol.errors import Failure
+    from orchestrator.cli.service import load_config
+
+    loaded = load_config(config)
+    try:
+        measures = importlib.import_module("orchestrator.bench.triage").run(file, loaded)
+    except Failure as failure:
+        raise CommandError.of(failure) from failure
+    except OSError as error:
+        message = f"{error.filename or file}: {error.strerror or error}."
+        raise CommandError(Exit.FAILED, message) from error
+    report(measures, as_json=as_json)
+
+
+def report(measures: "list[Measure]", *, as_json: bool) -> None:
+    """Print the measures. Ends with status 1 when a promise is not met."""
+    from orchestrator.cli import output
+
+    if as_json:
+        output.echo_json(measures)
+    else:
+        output.echo(_table(measures))
+    if any(measure.met is False for measure in measures):
+        raise click.exceptions.Exit(Exit.FAILED)
+
+
+def _table(measures: "list[Measure]") -> "Table":
+    from orchestrator.cli import output
+
+    made = output.table(
+        "MEASURE", "VALUE", "UNIT", "PEER", "ITS VALUE", "RATIO", "EXPECTED", "MET",
+        numbers=("VALUE", "ITS VALUE", "RATIO", "EXPECTED"),
+    )  # fmt: skip
+    for one in measures:
+        met = {True: output.text("yes", "green"), False: output.text("no", "bold red")}
+        made.add_row(
+            output.text(one.measure, "bold"),
+            _number(one.value),
+            output.text(one.unit),
+            output.text(one.peer or ""),
+            _number(one.peer_value),
+            _number(one.ratio),
+            _number(one.expected),
+            met[one.met] if one.met is not None else "",
+        )
+    return made
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

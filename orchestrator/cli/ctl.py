@@ -1,0 +1,290 @@
+"""`agentd ctl`: what an operator asks a running daemon."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+import msgspec
+
+from ipc_protocol import control, methods
+from ipc_protocol.inference import Nothing
+from ipc_protocol.methods import Method
+from ipc_protocol.values import PRIORITIES, Priority
+from orchestrator.cli import output, trace_view, views, watch_view
+from orchestrator.cli.exits import EPILOG
+from orchestrator.cli.options import Seconds, bytes_argument, daemon_options, text_argument
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+P = TypeVar("P", bound=msgspec.Struct)
+R = TypeVar("R")
+T = TypeVar("T")
+
+CORRELATION_BYTES: Final = 8
+"""Enough that no two questions of one daemon ever share a name."""
+
+priority_option = click.option(
+    "--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True
+)
+correlation_option = click.option("--correlation", help="The name of the conversation.")
+timeout_option = click.option(
+    "--timeout",
+    type=Seconds(),
+    metavar="DURATION",
+    help="Give up waiting after this long, for instance 90s.",
+)
+
+
+def socket_path(socket: Path | None, config: Path | None) -> Path:
+    """Where the daemon listens: what was named, what the configuration says, or the usual place."""
+    if socket is not None:
+        return socket
+    from orchestrator.cli.service import load_daemon_config
+
+    return load_daemon_config(config).socket
+
+
+@click.group(epilog=EPILOG)
+def ctl() -> None:
+    """Talk to a running daemon.
+
+    It is found by --socket, AGENTD_SOCKET, --config or AGENTD_CONFIG, in this order; without any of
+    them at /run/agentd/agentd.sock.
+    """
+
+
+def _call(socket: Path | None, config: Path | None, method: Method[P, R, Any], params: P) -> R:
+    from orchestrator.cli import client
+
+    return client.call(socket_path(socket, config), method, params)
+
+
+def _print(answer: T, draw: "Callable[[T], RenderableType]", *, as_json: bool) -> None:
+    if as_json:
+        output.echo_json(answer)
+    else:
+        output.echo(draw(answer))
+
+
+# ---- What there is ------------------------------------------------------------------------------
+
+
+@ctl.command(epilog=EPILOG)
+@daemon_options
+def status(socket: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show what runs, waits and needs a person."""
+    _print(_call(socket, config, methods.STATUS, Nothing()), views.status, as_json=as_json)
+
+
+@ctl.command(epilog=EPILOG)
+@daemon_options
+def agents(socket: Path | None, config: Path | None, as_json: bool) -> None:
+    """List the agents, their work and sandboxes."""
+    _print(_call(socket, config, methods.AGENTS, Nothing()), views.agents, as_json=as_json)
+
+
+@ctl.command(epilog=EPILOG)
+@daemon_options
+def slots(socket: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show the slots and queue of each engine."""
+    _print(_call(socket, config, methods.SLOTS, Nothing()), views.slots, as_json=as_json)
+
+
+@ctl.command(epilog=EPILOG)
+@click.argument("agent", required=False)
+@click.option("--query", help="The best matches for this text; without it the newest are shown.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@daemon_options
+def memory(
+    agent: str | None,
+    query: str | None,
+    limit: int,
+    socket: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what AGENT remembers, or all of them."""
+    params = control.MemoryQuery(agent=agent, query=query, limit=limit)
+    _print(_call(socket, config, methods.MEMORY, params), views.memories, as_json=as_json)
+
+
+@ctl.command(epilog=EPILOG)
+@click.argument("agent", required=False)
+@daemon_options
+def tasks(agent: str | None, socket: Path | None, config: Path | None, as_json: bool) -> None:
+    """List the tasks of AGENT, or of all."""
+    params = control.OfAgent(agent=agent)
+    _print(_call(socket, config, methods.TASKS, params), views.tasks, as_json=as_json)
+
+
+@ctl.command(epilog=EPILOG)
+@click.argument("correlation")
+@daemon_options
+def trace(correlation: str, socket: Path | None, config: Path | None, as_json: bool) -> None:
+    """Show a conversation as a tree.
+
+    Who did what, why, for how long, at what cost, and what was remembered.
+    """
+    params = control.OfConversation(correlation=correlation)
+    _print(_call(socket, config, methods.TRACE, params), trace_view.trace, as_json=as_json)
+
+
+# ---- Talking to agents --------------------------------------------------------------------------
+
+
+@ctl.command(epilog=EPILOG)
+@click.argument("text")
+@click.option("--to", metavar="AGENT", help="Ask this agent only, past its triage.")
+@priority_option
+@correlation_option
+@click.option(
+    "--wait/--no-wait", default=False, help="Wait for the reply, or only send the question."
+)
+@timeout_option
+@daemon_options
+def ask(
+    text: str,
+    to: str | None,
+    priority: Priority,
+    correlation: str | None,
+    wait: bool,
+    timeout: float | None,
+    socket: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask the agents a question.
+
+    TEXT opens a conversation (- reads it from the standard input). With --wait, what happens is
+    shown on a terminal, and the reply is printed. Asking again with the same --correlation opens no
+    second conversation.
+    """
+    import secrets
+
+    question = control.Ask(
+        text=text_argument(text),
+        to=to,
+        priority=priority,
+        correlation=correlation or secrets.token_hex(CORRELATION_BYTES),
+    )
+    if wait:
+        from orchestrator.cli import asking
+
+        path = socket_path(socket, config)
+        on_happening = None if as_json else watch_view.progress()
+        conversation = asking.ask(path, question, timeout_s=timeout, on_happening=on_happening)
+        return _print_reply(conversation, as_json=as_json)
+    if timeout is not None:
+        raise click.UsageError("--timeout is how long to --wait.")
+    receipt = _call(socket, config, methods.ASK, question)
+    return _print(receipt, views.asked, as_json=as_json)
+
+
+@ctl.command(epilog=EPILOG)
+@click.argument("correlation")
+@timeout_option
+@daemon_options
+def answer(
+    correlation: str,
+    timeout: float | None,
+    socket: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Wait for the reply to an earlier question."""
+    from orchestrator.cli import asking
+
+    path = socket_path(socket, config)
+    _print_reply(asking.wait(path, correlation, timeout_s=timeout), as_json=as_json)
+
+
+def _print_reply(conversation: control.Conversation, *, as_json: bool) -> None:
+    if as_json:
+        output.echo_json(conversation)
+    else:
+        click.echo(output.clean(conversation.reply or ""))
+
+
+@ctl.command(epilog=EPILOG)
+@click.argument("topic")
+@click.argument("payload")
+@priority_option
+@correlation_option
+@daemon_options
+def send(
+    topic: str,
+    payload: str,
+    priority: Priority,
+    correlation: str | None,
+    socket: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Publish PAYLOAD on TOPIC as the operator.
+
+    PAYLOAD - is read from the standard input.
+    """
+    params = control.Send(
+        topic=topic,
+        payload=bytes_argument(payload),
+        priority=priority,
+        correlation=correlation,
+    )
+    _print(_call(socket, config, methods.SEND, params), views.sent, as_json=as_json)
+
+
+@ctl.command(epilog=EPILOG)
+@correlation_option
+@click.option("--kind", "kinds", multiple=True, help="Only what is of this kind; may be repeated.")
+@daemon_options
+def watch(
+    correlation: str | None,
+    kinds: tuple[str, ...],
+    socket: Path | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Follow what happens, until interrupted.
+
+    Each happening is a line; with --json, a line of JSON.
+    """
+    from orchestrator.cli import client
+
+    print_one = watch_view.print_json if as_json else watch_view.printer(correlation)
+    params = control.Watch(correlation=correlation, kinds=list(kinds))
+    client.follow(socket_path(socket, config), methods.WATCH, params, print_one)
+
+
+# ---- What needs a person ------------------------------------------------------------------------
+
+
+@ctl.group(epilog=EPILOG)
+def attention() -> None:
+    """Requests that wait for a person."""
+
+
+@attention.command("list", epilog=EPILOG)
+@click.option("--all", "everything", is_flag=True, help="The answered ones too.")
+@daemon_options
+def list_attention(
+    everything: bool, socket: Path | None, config: Path | None, as_json: bool
+) -> None:
+    """List what waits for an answer."""
+    params = control.AttentionQuery(all=everything)
+    answered = _call(socket, config, methods.ATTENTION_LIST, params)
+    _print(answered, views.attention, as_json=as_json)
+
+
+@attention.command("answer", epilog=EPILOG)
+@click.argument("number", metavar="ID", type=int)
+@click.argument("text")
+@daemon_options
+def answer_attention(
+    number: int, text: str, socket: Path | None, config: Path | None, as_json: bool
+) -> None:
+    """Answer request ID with TEXT, or - for stdin."""
+    params = control.AttentionAnswer(id=number, text=text_argument(text))
+    done = _call(socket, config, methods.ATTENTION_ANSWER, params)
+    _print(done, lambda _: output.text(f"Request {number} is answered."), as_json=as_json)

@@ -1,0 +1,260 @@
+"""Tables of what the daemon answers. Each view takes an answer and returns something to print."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from ipc_protocol.control import (
+    Agents,
+    AgentStatus,
+    AttentionRequests,
+    Engines,
+    EngineSummary,
+    Memories,
+    Status,
+    Tasks,
+)
+from ipc_protocol.inference import EngineStatus
+from ipc_protocol.values import LayerReport, Receipt
+from orchestrator.cli import output
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.text import Text
+
+STATE_STYLES: Final = {
+    "ready": "green",
+    "idle": "green",
+    "busy": "cyan",
+    "starting": "yellow",
+    "backoff": "yellow",
+    "quarantined": "bold red",
+    "stopped": "dim",
+    "open": "yellow",
+    "doing": "cyan",
+    "done": "green",
+    "dropped": "dim",
+    "decode": "cyan",
+    "prefill": "blue",
+    "free": "dim",
+}
+
+
+def status(answer: Status) -> "Group":
+    """One screen, the most important first."""
+    state = ("healthy", "bold green") if answer.healthy else ("unhealthy", "bold red")
+    up = output.span(answer.now_us - answer.started_us)
+    head = output.words(
+        (f"agentd {answer.version}", "bold"),
+        state,
+        (f"up {up}, since {output.local_time(answer.started_us)}", ""),
+        (f"pid {answer.pid}", "dim"),
+        (f"sandbox {answer.sandbox}", "" if answer.sandbox == "strict" else "bold yellow"),
+    )
+    return _stack(
+        head,
+        *_needs(answer),
+        output.words(("conversations", "bold"), (_counts(answer.conversations), "")),
+        output.words(("deliveries", "bold"), (_counts(answer.deliveries), "")),
+        output.text(""),
+        _engine_table(answer.engines),
+        output.text(""),
+        agents(Agents(agents=answer.agents)),
+    )
+
+
+def _needs(answer: Status) -> "Iterable[Text]":
+    if answer.attention_open:
+        yield output.words(
+            (f"{answer.attention_open} waiting for a person", "bold yellow"),
+            ("agentd ctl attention list", "dim"),
+        )
+    if answer.dead_letters:
+        yield output.words((f"{answer.dead_letters} dead letters", "bold red"))
+
+
+def agents(answer: Agents) -> "RenderableType":
+    if not answer.agents:
+        return output.text("There are no agents.")
+    made = output.table(
+        "AGENT", "STATE", "DOING", "CLASS", "PENDING", "PARKED", "DONE", "MEMORIES", "RESTARTS",
+        "SANDBOX", numbers=("PENDING", "PARKED", "DONE", "MEMORIES", "RESTARTS"),
+    )  # fmt: skip
+    for agent in answer.agents:
+        made.add_row(
+            output.text(agent.name, "bold"),
+            _state(agent.state),
+            output.text(output.one_line(_doing(agent))),
+            agent.priority,
+            *(str(n) for n in (agent.pending, agent.parked, agent.done, agent.memories)),
+            output.text(agent.restarts, "yellow" if agent.restarts else ""),
+            _sandbox(agent.sandbox),
+        )
+    return made
+
+
+def _doing(agent: AgentStatus) -> str:
+    delivery = f"delivery {agent.delivery}" if agent.delivery is not None else ""
+    return ", ".join(filter(None, (agent.phase, delivery, agent.detail)))
+
+
+def _sandbox(layers: Sequence[LayerReport]) -> "Text":
+    """How many layers stand, and by name those that are missing."""
+    missing = [layer.layer for layer in layers if layer.state == "missing"]
+    if missing:
+        return output.text(f"without {', '.join(missing)}", "bold yellow")
+    enforced = sum(layer.state == "enforced" for layer in layers)
+    return output.text(f"{enforced} layers" if enforced else "", "green")
+
+
+def slots(answer: Engines) -> "RenderableType":
+    if not answer.engines:
+        return output.text("There are no engines.")
+    parts: list[RenderableType] = []
+    for engine in answer.engines:
+        parts += [_engine_head(engine)]
+        if engine.status is not None:
+            parts += _engine_details(engine.status)
+    return _stack(*parts)
+
+
+def _engine_head(engine: EngineSummary) -> "Text":
+    words = [(engine.name, "bold"), (engine.state, STATE_STYLES[engine.state])]
+    if engine.status is not None:
+        model, status = engine.status.model, engine.status
+        words.append((f"{model.name} ({model.architecture})", ""))
+        if status.kv_cells:
+            words.append((f"KV {status.kv_cells_used}/{status.kv_cells}", ""))
+        words.append((f"{status.steps} steps", "dim"))
+    words.append((engine.detail, "yellow"))
+    return output.words(*words)
+
+
+def _engine_details(status: EngineStatus) -> "Iterable[RenderableType]":
+    if status.slots:
+        made = output.table(
+            "  SLOT", "STATE", "AGENT", "CLASS", "CACHED", "PROMPT", "GENERATED", "AGE",
+            numbers=("  SLOT", "CACHED", "PROMPT", "GENERATED", "AGE"),
+        )  # fmt: skip
+        for slot in status.slots:
+            made.add_row(
+                str(slot.slot),
+                _state(slot.state),
+                output.text(slot.agent),
+                slot.priority or "",
+                *(str(n) for n in (slot.cached_tokens, slot.prompt_tokens, slot.generated_tokens)),
+                output.span(slot.age_us) if slot.age_us else "",
+            )
+        yield made
+    if status.queue:
+        made = output.table("  PLACE", "AGENT", "CLASS", "WAITED", "WHY", numbers=("  PLACE",))
+        for waiting in status.queue:
+            made.add_row(
+                str(waiting.position),
+                output.text(waiting.agent),
+                waiting.priority,
+                output.span(waiting.waited_us),
+                output.text(waiting.reason),
+            )
+        yield made
+
+
+def _engine_table(engines: Sequence[EngineSummary]) -> "RenderableType":
+    if not engines:
+        return output.text("There are no engines.")
+    made = output.table(
+        "ENGINE", "STATE", "MODEL", "BUSY", "QUEUE", "RESTARTS", "",
+        numbers=("BUSY", "QUEUE", "RESTARTS"),
+    )  # fmt: skip
+    for engine in engines:
+        model, busy, queue = "", "", ""
+        if engine.status is not None:
+            model = engine.status.model.name
+            queue = str(len(engine.status.queue))
+            working = sum(slot.state != "free" for slot in engine.status.slots)
+            busy = f"{working}/{len(engine.status.slots)}" if engine.status.slots else ""
+        made.add_row(
+            output.text(engine.name, "bold"),
+            _state(engine.state),
+            output.text(model),
+            busy,
+            queue,
+            output.text(engine.restarts, "yellow" if engine.restarts else ""),
+            output.text(output.one_line(engine.detail), "yellow"),
+        )
+    return made
+
+
+def memories(answer: Memories) -> "RenderableType":
+    if not answer.memories:
+        return output.text("Nothing is remembered.")
+    made = output.table("AGENT", "WHEN", "OUTCOME", "IMPORTANCE", "MEMORY", numbers=("IMPORTANCE",))
+    for owned in answer.memories:
+        memory = owned.memory
+        made.add_row(
+            output.text(owned.agent, "bold"),
+            output.local_time(memory.created_us),
+            output.text(memory.outcome),
+            f"{memory.importance:.2f}",
+            output.text(output.one_line(memory.text)),
+        )
+    return made
+
+
+def tasks(answer: Tasks) -> "RenderableType":
+    if not answer.tasks:
+        return output.text("There are no tasks.")
+    made = output.table("ID", "AGENT", "STATE", "UPDATED", "TASK", "NOTE", numbers=("ID",))
+    for task in answer.tasks:
+        made.add_row(
+            str(task.id),
+            output.text(task.agent, "bold"),
+            _state(task.state),
+            output.local_time(task.updated_us),
+            output.text(output.one_line(task.title)),
+            output.text(output.one_line(task.note)),
+        )
+    return made
+
+
+def attention(answer: AttentionRequests) -> "RenderableType":
+    if not answer.requests:
+        return output.text("Nothing waits for a person.")
+    made = output.table("ID", "AGENT", "RAISED", "QUESTION", "ANSWER", numbers=("ID",))
+    for request in answer.requests:
+        made.add_row(
+            str(request.id),
+            output.text(request.agent, "bold"),
+            output.local_time(request.raised_us),
+            output.text(output.one_line(request.question)),
+            output.text(output.one_line(request.answer or ""), "green"),
+        )
+    return made
+
+
+def asked(answer: Receipt) -> "Text":
+    """Who will handle it, and how to come back to it."""
+    return output.text(
+        f"{sent(answer)}\nagentd ctl answer {answer.correlation}  waits for the reply"
+    )
+
+
+def sent(answer: Receipt) -> "Text":
+    takers = ", ".join(answer.subscribers) or "nobody yet"
+    return output.text(
+        f"{answer.correlation}  accepted for {takers}\n"
+        f"agentd ctl trace {answer.correlation}  shows what becomes of it"
+    )
+
+
+def _state(state: str) -> "Text":
+    return output.text(state, STATE_STYLES.get(state, ""))
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+
+def _stack(*parts: "RenderableType") -> "Group":
+    from rich.console import Group
+
+    return Group(*parts)

@@ -1,0 +1,257 @@
+"""What no single value can be blamed for: names that must exist elsewhere, topics nobody hears.
+
+`check` adds to the findings. Problems keep the daemon from starting; a warning is something that
+works as it is written and is probably not what was meant.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ipc_protocol.inference import Sampling
+from orchestrator import prompts
+from orchestrator.config.positions import KeyPath
+from orchestrator.config.problems import did_you_mean, one_of
+from orchestrator.config.reader import Findings, Place
+from orchestrator.config.types import (
+    AGENT_NAME,
+    AGENT_NAME_EXPECTED,
+    AGENT_NAMES_RESERVED,
+    HOST_REPORTS,
+    AgentConfig,
+    Config,
+)
+from orchestrator.config.wording import quoted
+
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""`sun_path` of Linux has 108 bytes, the last of which is zero."""
+
+TOPIC_OF_REQUESTS: Final = "user.request"
+"""Where `agentd ctl ask` publishes."""
+
+TOPIC_OF_REPLIES: Final = "user.reply"
+"""What the daemon itself takes from an agent, as its answer in the conversation."""
+
+SAMPLING_BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "temperature": (0.0, 5.0),
+    "top_k": (0, 1_000_000),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (0.1, 10.0),
+    "seed": (0, 2**32 - 1),
+}
+"""Beyond these llama.cpp gives noise, or nothing."""
+
+_HOST_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:]+)\]|([A-Za-z0-9.]+)):([0-9]{1,5})")
+
+
+def check(config: Config, findings: Findings) -> None:
+    """Hold the parts of a configuration against each other."""
+    _check_sockets(config, findings)
+    if not config.agents:
+        findings.warning((), "no agents", "at least one table [agent.NAME]")
+    elif config.conversation.conductor is None:
+        findings.warning(
+            (), "no conductor", 'one agent with role = "conductor", who composes the replies'
+        )
+    for agent in config.agents.values():
+        _check_agent(agent, config, findings)
+    _check_topics(config, findings)
+    _check_prompts(config, findings)
+
+
+# ---- Sockets ------------------------------------------------------------------------------------
+
+
+def _check_sockets(config: Config, findings: Findings) -> None:
+    _check_socket_path(("daemon", "socket"), config.daemon.socket, findings)
+    listen = config.gateway.listen
+    path: KeyPath = ("gateway", "listen")
+    if listen.startswith("unix:"):
+        _check_socket_path(path, Path(listen.removeprefix("unix:")), findings)
+    elif listen and not _is_loopback(listen):
+        findings.problem(
+            path,
+            quoted(listen),
+            '"127.0.0.1:PORT", "[::1]:PORT", "unix:PATH" or "" (nothing is served)',
+            "For other machines, put a proxy with authentication before it.",
+        )
+
+
+def _check_socket_path(key: KeyPath, path: Path, findings: Findings) -> None:
+    if not socket_path_fits(path):
+        findings.problem(
+            key,
+            f"a path of {len(os.fsencode(path))} bytes ({path})",
+            f"at most {SOCKET_PATH_BYTES_MAX}, the limit of Unix sockets",
+            "Choose a shorter one, for instance in /run.",
+        )
+
+
+def socket_path_fits(path: Path) -> bool:
+    return len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX
+
+
+def _is_loopback(listen: str) -> bool:
+    match = _HOST_AND_PORT.fullmatch(listen)
+    if match is None or int(match[3]) > 65535:
+        return False
+    host = match[1] or match[2]
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# ---- One agent ----------------------------------------------------------------------------------
+
+
+def _check_agent(agent: AgentConfig, config: Config, findings: Findings) -> None:
+    path: KeyPath = ("agent", agent.name)
+    if AGENT_NAME.fullmatch(agent.name) is None:
+        findings.problem(path, quoted(agent.name), AGENT_NAME_EXPECTED)
+    elif agent.name in AGENT_NAMES_RESERVED:
+        findings.problem(path, "a name that the daemon uses itself", "another name")
+    if agent.model not in config.models:
+        findings.problem(
+            (*path, "model"),
+            f"no model {quoted(agent.model)}",
+            one_of(config.models),
+            did_you_mean(agent.model, config.models) or f"Add a table [model.{agent.model}].",
+        )
+    _check_role(agent, config, findings)
+    _check_delegates(agent, config, findings)
+    _check_host_read(agent, findings)
+    _check_sampling(agent.sampling, (*path, "sampling"), findings)
+    for key in ("duties", "ignores", "consumes", "publishes", "delegate", "tools", "host_read"):
+        _check_list(getattr(agent, key), (*path, key), findings)
+
+
+def _check_role(agent: AgentConfig, config: Config, findings: Findings) -> None:
+    path: KeyPath = ("agent", agent.name)
+    if agent.role == "agent":
+        if not agent.duties:
+            cure = "Without them screening never finds it responsible."
+            findings.warning(path, "no duties", "at least a few short phrases", cure)
+        return
+    conductor = config.conversation.conductor
+    if agent.name != conductor:
+        found = f"a second conductor beside {conductor}"
+        findings.problem((*path, "role"), found, "one agent with this role")
+    if agent.duties:
+        expected = "none, for the conductor takes no part in triage"
+        findings.warning((*path, "duties"), "duties", expected)
+
+
+def _check_delegates(agent: AgentConfig, config: Config, findings: Findings) -> None:
+    others = [name for name, one in config.agents.items() if one.role == "agent"]
+    others = [name for name in others if name != agent.name]
+    for index, name in enumerate(agent.delegate):
+        key = ("agent", agent.name, "delegate", index)
+        if name == agent.name:
+            findings.problem(key, "the agent itself", one_of(others))
+        elif name in config.agents and name not in others:
+            findings.problem(key, f"{quoted(name)}, the conductor", one_of(others))
+        elif name not in config.agents:
+            cure = did_you_mean(name, others)
+            findings.problem(key, f"no agent {quoted(name)}", one_of(others), cure)
+
+
+def _check_host_read(agent: AgentConfig, findings: Findings) -> None:
+    path: KeyPath = ("agent", agent.name)
+    for index, target in enumerate(agent.host_read):
+        parts = target.split("/")
+        if target in HOST_REPORTS or (target.startswith("/") and not {".", ".."} & set(parts)):
+            continue
+        findings.problem(
+            (*path, "host_read", index),
+            quoted(target),
+            f"an absolute path without . and .., or {one_of(sorted(HOST_REPORTS))}",
+            did_you_mean(target, HOST_REPORTS),
+        )
+    if bool(agent.host_read) != ("host.read" in agent.tools):
+        key = "host_read" if agent.host_read else "tools"
+        expected = "both, for one is nothing without the other"
+        found = "`host_read` without the tool host.read"
+        if not agent.host_read:
+            found = "the tool host.read without `host_read`"
+        findings.warning((*path, key), found, expected)
+
+
+def _check_sampling(sampling: Sampling, path: KeyPath, findings: Findings) -> None:
+    for key, (low, high) in SAMPLING_BOUNDS.items():
+        value = getattr(sampling, key)
+        if not low <= value <= high:
+            findings.problem((*path, key), str(value), f"a number from {low:g} to {high:g}")
+
+
+def _check_list(values: Sequence[str], path: KeyPath, findings: Findings) -> None:
+    for index, value in enumerate(values):
+        if not value.strip():
+            findings.problem((*path, index), quoted(value), "a string that is not empty")
+        elif value in values[:index]:
+            findings.problem((*path, index), f"{quoted(value)} a second time", "it once")
+
+
+# ---- Topics -------------------------------------------------------------------------------------
+
+
+def _check_topics(config: Config, findings: Findings) -> None:
+    """A topic that no one hears, or that no one but an operator sends, is probably misspelt."""
+    consumed = [TOPIC_OF_REPLIES, *(f"agent.{name}" for name in config.agents)]
+    published = [TOPIC_OF_REQUESTS]
+    for agent in config.agents.values():
+        consumed += agent.consumes
+        published += agent.publishes
+    for agent in config.agents.values():
+        path: KeyPath = ("agent", agent.name)
+        for index, topic in enumerate(agent.publishes):
+            if not any(overlap(topic, other) for other in consumed):
+                found = f"{quoted(topic)}, which nobody consumes"
+                cure = did_you_mean(topic, consumed)
+                findings.warning((*path, "publishes", index), found, "a subscriber", cure)
+        for index, topic in enumerate(agent.consumes):
+            if not any(overlap(topic, other) for other in published):
+                found = f"{quoted(topic)}, which no agent publishes"
+                cure = did_you_mean(topic, published) or "Only `agentd ctl send` reaches it."
+                findings.warning((*path, "consumes", index), found, "a publisher", cure)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether some topic matches both patterns."""
+    return _overlap(one.split("."), other.split("."))
+
+
+def _overlap(one: list[str], other: list[str]) -> bool:
+    for mine, theirs in zip(one, other, strict=False):
+        if ">" in (mine, theirs):
+            return True
+        if mine != theirs and "*" not in (mine, theirs):
+            return False
+    return len(one) == len(other)
+
+
+# ---- Prompts ------------------------------------------------------------------------------------
+
+
+def _check_prompts(config: Config, findings: Findings) -> None:
+    """Overrides that override nothing are misspelt."""
+    shipped = {file.stem for file in prompts.shipped_folder().glob("*.md")}
+    folders = [path for path in _entries(config.prompts) if path.is_dir()]
+    for folder in folders:
+        if folder.name not in config.agents:
+            cure = did_you_mean(folder.name, config.agents)
+            found = f"prompts for an agent {quoted(folder.name)} that does not exist"
+            findings.problem((), found, one_of(config.agents), cure, at=Place(folder))
+    for file in [path for folder in [config.prompts, *folders] for path in _entries(folder)]:
+        if file.suffix == ".md" and file.stem not in shipped:
+            cure = did_you_mean(file.stem, shipped)
+            found = f"a prompt {quoted(file.stem)} that does not exist"
+            findings.problem((), found, one_of(sorted(shipped)), cure, at=Place(file))
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

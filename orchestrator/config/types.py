@@ -1,0 +1,355 @@
+"""Everything that can be configured: the only place with the names, defaults and bounds of keys.
+
+A field's description is what `agentd init` writes above the key. A field marked `DERIVED` is not a
+key: the loader fills it in. Loaded paths are absolute; times are microseconds, sizes bytes.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+from ipc_protocol.inference import Sampling
+from ipc_protocol.values import Priority
+from orchestrator.config.problems import ConfigProblem
+
+DERIVED: Final = Meta(extra={"derived": True})
+"""Not a key of the file."""
+
+Duration = Annotated[int, Meta(extra={"unit": "duration"})]
+"""Microseconds, written as `"120s"`."""
+
+Size = Annotated[int, Meta(extra={"unit": "size"})]
+"""Bytes, written as `"256MiB"`."""
+
+_WORD = r"[A-Za-z0-9_-]+"
+TOPIC_CHARACTERS_MAX: Final = 255
+"""As long as a file name: enough for a dozen words, and it fits on a line of a trace."""
+
+TopicPattern = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?:>|(?:\*|{_WORD})(?:\.(?:\*|{_WORD}))*(?:\.>)?)$",
+        max_length=TOPIC_CHARACTERS_MAX,
+        extra={"expected": "words with dots between them (`*` is one word, a final `>` the rest)"},
+    ),
+]
+
+AGENT_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+AGENT_NAME_EXPECTED: Final = "up to 32 lower-case letters, digits, - and _, with a letter first"
+AGENT_NAMES_RESERVED: Final = frozenset({"agentd", "bus", "none", "nobody", "operator"})
+"""Senders that are no agents, and the words for nobody."""
+
+ToolName = Literal[
+    "attention.request",
+    "fs.list",
+    "fs.read",
+    "fs.write",
+    "host.read",
+    "memory.search",
+    "message.send",
+    "task.create",
+    "task.update",
+]
+
+HOST_REPORTS: Final = frozenset({"@disk"})
+"""What `host.read` may be granted besides files: reports that the daemon makes."""
+
+LogFormat = Literal["text", "json", "auto"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+SandboxMode = Literal["strict", "standard", "off"]
+Restart = Literal["permanent", "transient", "temporary"]
+
+MODELS_FOLDER: Final = "models"
+"""Within the state folder."""
+
+DEFAULT_STATE: Final = Path("/var/lib/agentd")
+DEFAULT_SOCKET: Final = Path("/run/agentd/agentd.sock")
+
+
+def names_file(model: str) -> bool:
+    """Whether this is the path of a model, and no name in the registry."""
+    return "/" in model or model.endswith(".gguf")
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every table of the configuration."""
+
+
+class DaemonConfig(Section, frozen=True):
+    """The daemon itself."""
+
+    state: Annotated[
+        Path,
+        Meta(description="The folder of this instance: database, models, work folders of agents."),
+    ] = DEFAULT_STATE
+    socket: Annotated[
+        Path,
+        Meta(
+            description="The control socket, at most 107 characters. `agentd ctl` connects to it."
+        ),
+    ] = DEFAULT_SOCKET
+    sandbox: Annotated[
+        SandboxMode,
+        Meta(
+            description="How workers are confined. `strict` starts no agent where a layer of the "
+            "sandbox is missing; `standard` takes the layers that this host offers and reports the "
+            "rest. Only the command line can switch it off.",
+            extra={"choices": ("strict", "standard")},
+        ),
+    ] = "strict"
+    require: Annotated[
+        list[Literal["cgroup"]],
+        Meta(description="Layers to insist on beyond those that `strict` requires."),
+    ] = []
+    log: Annotated[
+        LogFormat,
+        Meta(description="`text` for people, `json` for programs, `auto`: text on a terminal."),
+    ] = "auto"
+    log_level: Annotated[LogLevel, Meta(description="The least severe lines that are written.")] = (
+        "info"
+    )
+
+
+class ModelConfig(Section, frozen=True):
+    """A language model, which gets an engine process of its own; agents name it by `model`."""
+
+    file: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="A name from `agentd models list`, or the path of a GGUF file.",
+        ),
+    ] = "smollm2"
+    slots: Annotated[int, Meta(ge=1, le=256, description="Requests that are decoded together.")] = 4
+    context: Annotated[int, Meta(ge=256, description="Tokens of context that all slots share.")] = (
+        8192
+    )
+    threads: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description="Threads that decode. Default: all cores but one, at least one.",
+            examples=[1],
+        ),
+    ] = None
+    gpu_layers: Annotated[
+        int, Meta(ge=-1, description="Layers of the model that go to the GPU; -1 is all of them.")
+    ] = 0
+    preference_weight: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10,
+            description="What the model's preference counts in triage, beside the screening. "
+            "A small model's deserves little, a large one's 1.",
+        ),
+    ] = 0.4
+
+    @property
+    def is_path(self) -> bool:
+        """`file` is a path, and no name in the registry."""
+        return names_file(self.file)
+
+    def threads_on(self, cores: int) -> int:
+        """A core is left to the rest of the system: decoding threads that wait for it crawl."""
+        return self.threads if self.threads is not None else max(1, cores - 1)
+
+
+class EmbeddingConfig(Section, frozen=True):
+    """Vectors for screening and for memories."""
+
+    engine: Annotated[
+        str,
+        Meta(min_length=1, description="`wordllama`, or the path of a GGUF file that embeds text."),
+    ] = "wordllama"
+
+
+class ScreeningConfig(Section, frozen=True):
+    """Whose business a message is, judged across all agents before any model is asked."""
+
+    ignores: Annotated[
+        list[str], Meta(description="What concerns no agent at all: short phrases, one per kind.")
+    ] = []
+
+
+class ConversationConfig(Section, frozen=True):
+    """Requests and their answers."""
+
+    time_to_live_us: Annotated[
+        Duration,
+        Meta(gt=0, description="A message that is older than this is not handled any more."),
+    ] = field(default=86_400_000_000, name="time_to_live")
+    conductor: Annotated[str | None, DERIVED] = None
+    """The agent of role conductor, or None."""
+
+
+class GatewayConfig(Section, frozen=True):
+    """What is served to the network: /metrics and /healthz."""
+
+    listen: Annotated[
+        str,
+        Meta(
+            description="`127.0.0.1:PORT`, `[::1]:PORT`, `unix:PATH` (relative to the state "
+            "folder), or empty for nothing at all."
+        ),
+    ] = "unix:gateway.sock"
+    agents_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1000,
+            description="Agents with metrics of their own; the others are counted together.",
+        ),
+    ] = 50
+
+
+class LimitsConfig(Section, frozen=True):
+    """What one agent may use."""
+
+    steps: Annotated[int, Meta(ge=1, le=64, description="Tool calls for one delivery.")] = 8
+    tokens: Annotated[
+        int, Meta(ge=64, le=1_000_000, description="Tokens generated for one delivery.")
+    ] = 2048
+    time_us: Annotated[
+        Duration, Meta(ge=1_000_000, description="Time to work on one delivery; waiting is free.")
+    ] = field(default=120_000_000, name="time")
+    memory_bytes: Annotated[
+        Size, Meta(ge=64 * 1024**2, description="Memory of the worker process.")
+    ] = field(default=256 * 1024**2, name="memory")
+    scratch_bytes: Annotated[
+        Size, Meta(ge=4096, description="Scratch space in memory, inside the sandbox.")
+    ] = field(default=16 * 1024**2, name="scratch")
+    inbox: Annotated[
+        int,
+        Meta(ge=1, le=100_000, description="Pending deliveries before publishers have to wait."),
+    ] = 64
+    work_bytes: Annotated[
+        Size, Meta(ge=4096, description="The work folder, which the fs tools write to.")
+    ] = field(default=64 * 1024**2, name="work")
+
+
+class AgentConfig(Section, frozen=True):
+    """One agent. Its name is the name of its table."""
+
+    name: Annotated[str, DERIVED] = ""
+    role: Annotated[
+        Literal["agent", "conductor"],
+        Meta(description="The conductor composes the one reply of a conversation."),
+    ] = "agent"
+    identity: Annotated[
+        str, Meta(description="Who it is, in one or two sentences. Every prompt begins with them.")
+    ] = ""
+    identity_file: Annotated[
+        str | None,
+        Meta(
+            description="A file beside this one that holds the identity, instead of `identity`.",
+            examples=["name.md"],
+        ),
+    ] = None
+    duties: Annotated[
+        list[str], Meta(description="What is its business: short, broad phrases.")
+    ] = []
+    ignores: Annotated[list[str], Meta(description="What looks like its business and is not.")] = []
+    consumes: Annotated[
+        list[TopicPattern], Meta(description="Topics it listens to, besides `agent.NAME`.")
+    ] = []
+    publishes: Annotated[list[TopicPattern], Meta(description="Topics it may publish on.")] = []
+    delegate: Annotated[
+        list[str], Meta(description="Agents to whom it may hand a message on.")
+    ] = []
+    tools: Annotated[
+        list[ToolName], Meta(description="Tools it may call; everything else is refused.")
+    ] = []
+    host_read: Annotated[
+        list[str], Meta(description="What `host.read` may read: absolute paths, or `@disk`.")
+    ] = []
+    model: Annotated[str, Meta(description="The `[model.NAME]` that it thinks with.")] = "default"
+    priority: Annotated[
+        Priority,
+        Meta(
+            description="The class of its requests: `urgent`, `high`, `normal`, `low` or "
+            "`background`. A more urgent conversation raises it."
+        ),
+    ] = "normal"
+    sampling: Annotated[Sampling, Meta(description="How its model picks the next token.")] = (
+        Sampling()
+    )
+    restart: Annotated[
+        Restart,
+        Meta(
+            description="`permanent` is always started again, `transient` after a failure only, "
+            "`temporary` never."
+        ),
+    ] = "permanent"
+    limits: Annotated[LimitsConfig, Meta(description="What it may use.")] = LimitsConfig()
+
+
+class Config(Section, frozen=True):
+    """A whole configuration, read and found in order."""
+
+    source: Annotated[Path, DERIVED]
+    """The main file."""
+    prompts: Annotated[Path, DERIVED]
+    """The folder of prompt overrides, which need not exist."""
+    warnings: Annotated[list[ConfigProblem], DERIVED] = []
+    daemon: DaemonConfig = DaemonConfig()
+    models: Annotated[dict[str, ModelConfig], Meta(extra={"of": ModelConfig})] = field(
+        default_factory=lambda: {"default": ModelConfig()}, name="model"
+    )
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    screening: ScreeningConfig = ScreeningConfig()
+    conversation: ConversationConfig = ConversationConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    agents: Annotated[dict[str, AgentConfig], Meta(extra={"of": AgentConfig})] = field(
+        default_factory=dict, name="agent"
+    )
+
+    @property
+    def models_folder(self) -> Path:
+        """Where the registry keeps the models."""
+        return self.daemon.state / MODELS_FOLDER
+
+
+class Key(msgspec.Struct, frozen=True):
+    """One field of a section, as the reader and the writer of configurations see it."""
+
+    field: str
+    name: str
+    type: Any
+    """With its constraints, for `msgspec.convert`."""
+    default: Any
+    description: str
+    extra: dict[str, Any]
+    example: Any
+    """What to write where there is no default."""
+
+    @property
+    def derived(self) -> bool:
+        return bool(self.extra.get("derived"))
+
+
+def keys_of(section: type[msgspec.Struct]) -> list[Key]:
+    """The fields of a section in their order, those that are no keys among them."""
+    keys = []
+    for one in msgspec.structs.fields(section):
+        metas = [meta for meta in getattr(one.type, "__metadata__", ()) if isinstance(meta, Meta)]
+        extra = {name: value for meta in metas for name, value in (meta.extra or {}).items()}
+        described = [meta.description for meta in metas if meta.description]
+        examples = [example for meta in metas for example in meta.examples or ()]
+        default = one.default
+        if default is msgspec.NODEFAULT and one.default_factory is not msgspec.NODEFAULT:
+            default = one.default_factory()
+        keys.append(
+            Key(
+                field=one.name,
+                name=one.encode_name,
+                type=one.type,
+                default=default,
+                description=" ".join(described),
+                extra=extra,
+                example=examples[0] if examples else None,
+            )
+        )
+    return keys

@@ -1,0 +1,290 @@
+"""The daemon: everything is put together here, started in order, and stopped in reverse.
+
+Theory of operation. The store is opened first and closed last. The control socket listens as soon
+as the store is open, so that what is asked while agents start is taken in and waits. Engines and
+the zygote start side by side; drivers lease nothing before their worker is up. Every task lives in
+one task group: when one of them fails for good the daemon stops, and the next start takes up what
+is on disk.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+import uvloop
+
+from ipc_protocol import control
+from ipc_protocol.aio import Call, Handlers
+from ipc_protocol.errors import Failure
+from ipc_protocol.inference import Nothing
+from ipc_protocol.methods import HEALTH, METRICS
+from orchestrator import assembly
+from orchestrator.bus.leasing import ReleaseLeases, ResumeDue, release_leases, resume_due
+from orchestrator.bus.registration import RegisterAgents, register_agents
+from orchestrator.bus.routing import BUS
+from orchestrator.config.types import Config
+from orchestrator.control.server import serve_control
+from orchestrator.control.service import Service
+from orchestrator.control.views import Counts, Views
+from orchestrator.driver import Driver
+from orchestrator.engines import EmbeddingEngine, Engine, LanguageEngine
+from orchestrator.gateway_process import Gateway
+from orchestrator.logs import configure_logging
+from orchestrator.metrics import Metrics
+from orchestrator.screener import Screener
+from orchestrator.store.changes import LAGGED
+from orchestrator.store.store import Store
+from orchestrator.tools.catalogue import CATALOGUE
+from orchestrator.version import VERSION
+from orchestrator.workers import Zygote
+
+log = logging.getLogger(__name__)
+
+CHANGES_MAX: Final = 65_536
+"""Changes not yet followed by the daemon itself, a few seconds at full load. Beyond that it wakes
+every driver instead, which finds the same work."""
+
+EXIT_FAILED: Final = 1
+
+
+def clock_us() -> int:
+    """Microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+class Stopping(Exception):
+    """Somebody asked the daemon to stop; ends the task group in order."""
+
+
+class Daemon:
+    """One running instance. Made by `run`; answers what operators ask about it."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        views: Views,
+        metrics: Metrics,
+        zygote: Zygote,
+        languages: dict[str, LanguageEngine],
+        embedding: EmbeddingEngine,
+        drivers: dict[str, Driver],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._views = views
+        self._metrics = metrics
+        self._zygote = zygote
+        self._engines: list[Engine] = [*languages.values(), embedding]
+        self._drivers = drivers
+        self._started_us = clock_us()
+        self._due = asyncio.Event()
+
+    # -- what operators ask
+
+    @property
+    def agent_names(self) -> list[str]:
+        return list(self._drivers)
+
+    async def agents(self) -> list[control.AgentStatus]:
+        return self._agent_statuses(await self._views.counts())
+
+    async def engines(self) -> list[control.EngineSummary]:
+        return list(await asyncio.gather(*(engine.summary() for engine in self._engines)))
+
+    async def status(self) -> control.Status:
+        counts = await self._views.counts()
+        agents, engines = self._agent_statuses(counts), await self.engines()
+        return control.Status(
+            version=VERSION,
+            pid=os.getpid(),
+            started_us=self._started_us,
+            now_us=clock_us(),
+            healthy=_healthy(agents, engines),
+            sandbox=self._config.daemon.sandbox,
+            agents=agents,
+            engines=engines,
+            deliveries=counts.deliveries,
+            conversations=counts.conversations,
+            attention_open=counts.attention_open,
+            dead_letters=counts.dead_letters,
+        )
+
+    async def recall(self, agent: str, query: str, limit: int) -> list[control.OwnedMemory]:
+        found = await self._drivers[agent].effects.recall(query, limit)
+        return [control.OwnedMemory(agent=agent, memory=memory) for memory in found]
+
+    def _agent_statuses(self, counts: Counts) -> list[control.AgentStatus]:
+        return [
+            driver.status(*counts.agents.get(name, (0, 0, 0)), counts.memories.get(name, 0))
+            for name, driver in self._drivers.items()
+        ]
+
+    # -- what the gateway asks
+
+    def gateway_handlers(self) -> Handlers:
+        return Handlers().add(METRICS, self._on_metrics).add(HEALTH, self._on_health)
+
+    async def _on_metrics(self, _: Nothing, __: Call) -> control.Exposition:
+        counts = await self._views.counts()
+        metrics = self._metrics
+        metrics.deliveries(counts.deliveries)
+        metrics.queued(counts.queued)
+        metrics.parked(counts.parked)
+        metrics.conversations(counts.conversations)
+        metrics.attention_open(counts.attention_open)
+        states: dict[str, int] = {}
+        for driver in self._drivers.values():
+            states[driver.state] = states.get(driver.state, 0) + 1
+        metrics.agents(states)
+        metrics.sandbox([driver.layers for driver in self._drivers.values() if driver.layers])
+        return control.Exposition(text=await asyncio.to_thread(metrics.render))
+
+    async def _on_health(self, _: Nothing, __: Call) -> control.Health:
+        status = await self.status()
+        starting = [agent.name for agent in status.agents if agent.state not in ("idle", "busy")]
+        detail = f"not up: {', '.join(starting)}" if starting else ""
+        return control.Health(healthy=status.healthy, detail=detail)
+
+    # -- the tasks
+
+    async def run(self, screener: Screener, handlers: Handlers) -> None:
+        """Until `Stopping`, or until something fails for good."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._stop_on_signal())
+            tasks.create_task(self._stop_on_store_failure())
+            tasks.create_task(self._follow_changes())
+            tasks.create_task(self._resume())
+            tasks.create_task(serve_control(self._config.daemon.socket, handlers))
+            for engine in self._engines:
+                tasks.create_task(engine.run())
+            tasks.create_task(self._zygote.run())
+            tasks.create_task(screener.run())
+            for driver in self._drivers.values():
+                tasks.create_task(driver.run())
+            if self._config.gateway.listen:
+                gateway = Gateway(
+                    self._config, self.gateway_handlers(), clock_us, self._metrics.program_restarted
+                )
+                tasks.create_task(gateway.run())
+
+    async def _stop_on_signal(self) -> None:
+        asked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, asked.set)
+        await asked.wait()
+        log.info("stopping")
+        raise Stopping
+
+    async def _stop_on_store_failure(self) -> None:
+        raise await self._store.wait_failed()
+
+    async def _follow_changes(self) -> None:
+        """Wake whoever has work now, and count what happened."""
+        with self._store.changes.subscribe(None, CHANGES_MAX) as changes:
+            self._wake_all()
+            async for change in changes:
+                match change.kind:
+                    case "delivery.ready":
+                        self._wake(change.data["agent"])
+                    case "delivery.parked":
+                        self._due.set()
+                    case "deadletter":
+                        self._metrics.dead_letter(change.data["code"])
+                        log.error("dead letter: %s", change.data["reason"])
+                    case "attention.answered" if change.data["delivery"] is None:
+                        self._drivers[change.data["agent"]].release()
+                    case kind if kind == LAGGED:
+                        self._wake_all()
+
+    def _wake(self, agent: str) -> None:
+        if agent in self._drivers:
+            self._drivers[agent].wake()
+
+    def _wake_all(self) -> None:
+        self._due.set()
+        for driver in self._drivers.values():
+            driver.wake()
+
+    async def _resume(self) -> None:
+        """Queue parked deliveries again when they are due."""
+        while True:
+            self._due.clear()
+            resumed = await self._store.apply(resume_due, BUS, ResumeDue())
+            until_s = None
+            if resumed.next_due_us is not None:
+                until_s = max(0, resumed.next_due_us - clock_us()) / 1e6
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(until_s):
+                    await self._due.wait()
+
+
+def _healthy(agents: list[control.AgentStatus], engines: list[control.EngineSummary]) -> bool:
+    up = all(agent.state in ("idle", "busy") for agent in agents)
+    return up and all(engine.state == "ready" for engine in engines)
+
+
+@contextlib.asynccontextmanager
+async def opened(config: Config) -> AsyncIterator[Store]:
+    """The store of this instance, with the agents of the configuration and no leases."""
+    store = await Store.open(config.daemon.state / "agentd.db", clock_us=clock_us)
+    try:
+        registrations = [assembly.registration(agent) for agent in config.agents.values()]
+        await store.apply(register_agents, BUS, RegisterAgents(agents=registrations))
+        released = await store.apply(release_leases, BUS, ReleaseLeases())
+        if released:
+            log.info("%d deliveries go on from their journals", released)
+        yield store
+    finally:
+        await store.close()
+
+
+async def _run(config: Config) -> None:
+    async with opened(config) as store:
+        metrics = Metrics(VERSION, CATALOGUE.names, agents_max=config.gateway.agents_max)
+        views = Views(store.reader("control"))
+        zygote = Zygote(clock_us, metrics.program_restarted)
+        languages = assembly.language_engines(config, clock_us, metrics)
+        embedding = assembly.embedding_engine(config, clock_us, metrics)
+        drivers = assembly.drivers(config, store, zygote, languages, embedding, metrics, clock_us)
+        daemon = Daemon(config, store, views, metrics, zygote, languages, embedding, drivers)
+        screener = Screener(
+            list(config.agents.values()),
+            config.screening.ignores,
+            store,
+            store.reader("screening"),
+            embedding,
+        )
+        service = Service(
+            daemon, store, views, metrics, config.conversation.time_to_live_us, clock_us
+        )
+        await daemon.run(screener, service.handlers())
+
+
+def run(config: Config) -> int:
+    """Run in the foreground until SIGTERM or SIGINT. Returns the exit status."""
+    configure_logging(config.daemon.log, config.daemon.log_level)
+    _make_folders(config)
+    status = 0
+    try:
+        uvloop.run(_run(config))
+    except* Stopping:
+        pass
+    except* (Failure, OSError) as failed:
+        for error in failed.exceptions:
+            log.error("%s", error)
+        status = EXIT_FAILED
+    return status
+
+
+def _make_folders(config: Config) -> None:
+    """What the daemon writes is its user's alone."""
+    for folder in (config.daemon.state, config.daemon.state / "work"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config.daemon.socket.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,335 @@
+"""What the daemon counts and measures, for Prometheus.
+
+`METRICS` is the whole list, and every series is made from it; `Metrics` is what the rest of the
+daemon calls. It decides nothing, and reads no clock: durations are arguments, in seconds.
+
+Labels are bounded. Only counters are split by agent, and only up to `AGENTS_MAX` names: those that
+come later share `agent="other"`. A label whose values are known falls back to `other` as well.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Final, Literal, TypeVar, get_args
+
+import msgspec
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.metrics import MetricWrapperBase
+
+from ipc_protocol.control import AgentStatus, ConversationState
+from ipc_protocol.errors import CODES
+from ipc_protocol.inference import Usage
+from ipc_protocol.values import PRIORITIES, LayerReport, Priority
+from ipc_protocol.work import Outcome, Phase
+from orchestrator.bus.delivery import DeliveryState
+from orchestrator.bus.rows import ParkedReason
+
+M = TypeVar("M", bound=MetricWrapperBase)
+
+AGENTS_MAX: Final = 256
+"""A few hundred agents, times five classes, times six outcomes: 8,000 series at the very most."""
+OTHER: Final = "other"
+
+DELIVERY_STATES: Final = get_args(DeliveryState)
+CONVERSATION_STATES: Final = get_args(ConversationState)
+PARKED_REASONS: Final = get_args(ParkedReason)
+DEAD_CODES: Final = (*CODES, "work.deaths", "work.refused")
+"""Error codes, and the two reasons of the bus for giving a delivery up."""
+AGENT_STATES: Final = get_args(AgentStatus.__annotations__["state"])
+
+_WAITS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+"""From an idle engine's first token to the longest time that a delivery has by default."""
+_LIVES: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 600.0, 3600.0, 86_400.0)
+"""Deliveries and conversations may be parked until a person answers."""
+_COMMITS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
+"""An fdatasync takes 0.16 ms on an idle disk."""
+_BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """One family. `buckets` are upper bounds, of histograms only."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_TABLE: Final = (
+    Metric(
+        "agentd_deliveries_done_total",
+        "counter",
+        "Deliveries that ended, by what became of them.",
+        ("agent", "priority", "outcome"),
+    ),
+    Metric(
+        "agentd_delivery_seconds",
+        "histogram",
+        "From the message's commit to the end of the delivery.",
+        ("priority",),
+        _LIVES,
+    ),
+    Metric("agentd_deliveries", "gauge", "Deliveries by state.", ("state",)),
+    Metric("agentd_queue_depth", "gauge", "Queued deliveries by class.", ("priority",)),
+    Metric("agentd_parked", "gauge", "Parked deliveries by what they wait for.", ("reason",)),
+    Metric("agentd_delivery_retries_total", "counter", "Deliveries handed out again.", ("agent",)),
+    Metric("agentd_dead_letters_total", "counter", "Dead letters by error code.", ("code",)),
+    Metric("agentd_messages_total", "counter", "Messages accepted by the bus.", ("priority",)),
+    Metric("agentd_publish_refused_total", "counter", "Messages refused, by code.", ("code",)),
+    Metric("agentd_conversations", "gauge", "Conversations by state.", ("state",)),
+    Metric(
+        "agentd_conversation_seconds",
+        "histogram",
+        "From the question to the composed reply.",
+        (),
+        _LIVES,
+    ),
+    Metric("agentd_attention_open", "gauge", "Questions that wait for a person."),
+    Metric("agentd_agents", "gauge", "Agents by state.", ("state",)),
+    Metric("agentd_worker_restarts_total", "counter", "Workers started again.", ("agent",)),
+    Metric("agentd_worker_deaths_total", "counter", "Workers that died.", ("agent",)),
+    Metric("agentd_program_restarts_total", "counter", "Programs started again.", ("program",)),
+    Metric(
+        "agentd_sandbox_layers",
+        "gauge",
+        "Running workers by sandbox layer and its state.",
+        ("layer", "state"),
+    ),
+    Metric(
+        "agentd_phase_seconds",
+        "histogram",
+        "Duration of a phase of the loop, without time parked.",
+        ("phase",),
+        _WAITS,
+    ),
+    Metric("agentd_tool_calls_total", "counter", "Tool calls.", ("tool", "result")),
+    Metric("agentd_tool_seconds", "histogram", "Duration of a tool call.", (), _WAITS),
+    Metric(
+        "agentd_inference_requests_total",
+        "counter",
+        "Requests that an engine ended, by result.",
+        ("priority", "result"),
+    ),
+    Metric("agentd_prompt_tokens_total", "counter", "Tokens of prompts.", ("priority",)),
+    Metric(
+        "agentd_prompt_tokens_cached_total",
+        "counter",
+        "Tokens of prompts that were in the KV cache.",
+        ("priority",),
+    ),
+    Metric("agentd_generation_tokens_total", "counter", "Tokens generated.", ("priority",)),
+    Metric("agentd_agent_tokens_total", "counter", "Tokens spent for an agent.", ("agent", "kind")),
+    Metric(
+        "agentd_time_to_first_token_seconds",
+        "histogram",
+        "From the request to its first token.",
+        ("priority",),
+        _WAITS,
+    ),
+    Metric(
+        "agentd_request_queue_time_seconds",
+        "histogram",
+        "Time that a request waits for a slot.",
+        ("priority",),
+        _WAITS,
+    ),
+    Metric(
+        "agentd_e2e_request_latency_seconds",
+        "histogram",
+        "From the request to its last token.",
+        ("priority",),
+        _WAITS,
+    ),
+    Metric("agentd_store_commit_writes", "histogram", "Writes in one commit.", (), _BATCHES),
+    Metric("agentd_store_commit_seconds", "histogram", "Duration of a commit.", (), _COMMITS),
+    Metric("agentd_build_info", "gauge", "Always 1; the version is a label.", ("version",)),
+)
+
+METRICS: Final[Mapping[str, Metric]] = {metric.name: metric for metric in _TABLE}
+assert len(METRICS) == len(_TABLE)
+
+
+class Metrics:
+    """The series of one daemon. Safe to call from any thread; `render` belongs into one.
+
+    `tools` are the names of the tools there are: a model invents others without end.
+    """
+
+    def __init__(
+        self, version: str, tools: Collection[str], *, agents_max: int = AGENTS_MAX
+    ) -> None:
+        # A second time series for each counter's birth helps nobody and costs as much as the first.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
+        self._agents: set[str] = set()
+        self._agents_max = agents_max
+        self._tools = frozenset(tools)
+        self._layers: set[tuple[str, str]] = set()
+        for metric in _TABLE:
+            self._register(metric)
+        ProcessCollector(registry=self._registry)
+        self._gauge("agentd_build_info", version).set(1)
+        self.deliveries({})
+        self.queued({})
+        self.parked({})
+        self.conversations({})
+        self.agents({})
+
+    def render(self) -> str:
+        """Everything, in the text format 0.0.4. Takes milliseconds with many agents."""
+        return prometheus_client.generate_latest(self._registry).decode()
+
+    # -- deliveries and the bus
+
+    def delivery_done(
+        self, agent: str, priority: Priority, outcome: Outcome | Literal["dead"], seconds: float
+    ) -> None:
+        self._counter("agentd_deliveries_done_total", self._agent(agent), priority, outcome).inc()
+        self._histogram("agentd_delivery_seconds", priority).observe(seconds)
+
+    def delivery_retried(self, agent: str) -> None:
+        self._counter("agentd_delivery_retries_total", self._agent(agent)).inc()
+
+    def dead_letter(self, code: str) -> None:
+        self._counter("agentd_dead_letters_total", _known(code, DEAD_CODES)).inc()
+
+    def published(self, priority: Priority) -> None:
+        self._counter("agentd_messages_total", priority).inc()
+
+    def publish_refused(self, code: str) -> None:
+        self._counter("agentd_publish_refused_total", _known(code, CODES)).inc()
+
+    def deliveries(self, counts: Mapping[str, int]) -> None:
+        self._set_all("agentd_deliveries", DELIVERY_STATES, counts)
+
+    def queued(self, counts: Mapping[str, int]) -> None:
+        self._set_all("agentd_queue_depth", PRIORITIES, counts)
+
+    def parked(self, counts: Mapping[str, int]) -> None:
+        self._set_all("agentd_parked", PARKED_REASONS, counts)
+
+    def conversations(self, counts: Mapping[str, int]) -> None:
+        self._set_all("agentd_conversations", CONVERSATION_STATES, counts)
+
+    def conversation_answered(self, seconds: float) -> None:
+        self._histogram("agentd_conversation_seconds").observe(seconds)
+
+    def attention_open(self, count: int) -> None:
+        self._gauge("agentd_attention_open").set(count)
+
+    # -- processes
+
+    def agents(self, counts: Mapping[str, int]) -> None:
+        self._set_all("agentd_agents", AGENT_STATES, counts)
+
+    def worker_died(self, agent: str) -> None:
+        self._counter("agentd_worker_deaths_total", self._agent(agent)).inc()
+
+    def worker_restarted(self, agent: str) -> None:
+        self._counter("agentd_worker_restarts_total", self._agent(agent)).inc()
+
+    def program_restarted(self, program: str) -> None:
+        """`program` is a name of the configuration: *zygote*, *engine/default*."""
+        self._counter("agentd_program_restarts_total", program).inc()
+
+    def sandbox(self, workers: Collection[Collection[LayerReport]]) -> None:
+        """The layers around each running worker, all of them at once."""
+        counts: dict[tuple[str, str], int] = dict.fromkeys(self._layers, 0)
+        for layers in workers:
+            for report in layers:
+                key: tuple[str, str] = (report.layer, report.state)
+                counts[key] = counts.get(key, 0) + 1
+        self._layers = set(counts)
+        for key, count in counts.items():
+            self._gauge("agentd_sandbox_layers", *key).set(count)
+
+    # -- the loop and the engines
+
+    def phase(self, phase: Phase, seconds: float) -> None:
+        self._histogram("agentd_phase_seconds", phase).observe(seconds)
+
+    def tool_call(self, tool: str, seconds: float, *, ok: bool) -> None:
+        name = _known(tool, self._tools)
+        self._counter("agentd_tool_calls_total", name, "ok" if ok else "failed").inc()
+        self._histogram("agentd_tool_seconds").observe(seconds)
+
+    def inference(self, agent: str, priority: Priority, usage: Usage) -> None:
+        """A request that was answered."""
+        generated, prompt, cached = (
+            usage.generated_tokens,
+            usage.prompt_tokens,
+            usage.cached_tokens,
+        )
+        self._counter("agentd_inference_requests_total", priority, "ok").inc()
+        self._counter("agentd_prompt_tokens_total", priority).inc(prompt)
+        self._counter("agentd_prompt_tokens_cached_total", priority).inc(cached)
+        self._counter("agentd_generation_tokens_total", priority).inc(generated)
+        name = self._agent(agent)
+        self._counter("agentd_agent_tokens_total", name, "prompt").inc(prompt)
+        self._counter("agentd_agent_tokens_total", name, "generation").inc(generated)
+        for metric, duration_us in (
+            ("agentd_request_queue_time_seconds", usage.queue_us),
+            ("agentd_time_to_first_token_seconds", usage.first_token_us),
+            ("agentd_e2e_request_latency_seconds", usage.total_us),
+        ):
+            self._histogram(metric, priority).observe(duration_us / 1e6)
+
+    def inference_failed(self, priority: Priority, code: str) -> None:
+        """A request that ended in an error, counted by its code."""
+        self._counter("agentd_inference_requests_total", priority, _known(code, CODES)).inc()
+
+    # -- the store
+
+    def committed(self, writes: int, seconds: float) -> None:
+        self._histogram("agentd_store_commit_writes").observe(writes)
+        self._histogram("agentd_store_commit_seconds").observe(seconds)
+
+    # -- within
+
+    def _register(self, metric: Metric) -> None:
+        name, labels = metric.name, metric.labels
+        match metric.kind:
+            case "counter":
+                self._counters[name] = Counter(name, metric.help, labels, registry=self._registry)
+            case "gauge":
+                self._gauges[name] = Gauge(name, metric.help, labels, registry=self._registry)
+            case "histogram":
+                self._histograms[name] = Histogram(
+                    name, metric.help, labels, registry=self._registry, buckets=metric.buckets
+                )
+
+    def _counter(self, name: str, *labels: str) -> Counter:
+        return _labelled(self._counters[name], labels)
+
+    def _gauge(self, name: str, *labels: str) -> Gauge:
+        return _labelled(self._gauges[name], labels)
+
+    def _histogram(self, name: str, *labels: str) -> Histogram:
+        return _labelled(self._histograms[name], labels)
+
+    def _agent(self, agent: str) -> str:
+        if agent not in self._agents:
+            if len(self._agents) >= self._agents_max:
+                return OTHER
+            self._agents.add(agent)
+        return agent
+
+    def _set_all(self, name: str, values: Collection[str], counts: Mapping[str, int]) -> None:
+        """Every value is present, at 0 if need be: an alert on a missing series never fires."""
+        sums = dict.fromkeys(values, 0)
+        for value, count in counts.items():
+            label = _known(value, values)
+            sums[label] = sums.get(label, 0) + count
+        for value, count in sums.items():
+            self._gauge(name, value).set(count)
+
+
+def _labelled(metric: M, labels: tuple[str, ...]) -> M:
+    return metric.labels(*labels) if labels else metric
+
+
+def _known(value: str, values: Collection[str]) -> str:
+    return value if value in values else OTHER

@@ -1,0 +1,76 @@
+"""What a language model prefers in triage: how well a message goes on each owner's list of duties.
+
+Asked whose message it is, a small model answers by temperament. Asked how likely the message is as
+the next line of a list of somebody's duties, it tells owners apart; `screening` has the form of the
+list and `benchmarks/triage` the measurements. The answer does not depend on who asks, so the agents
+that share a message ask once and settle on the same owner.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from ipc_protocol.inference import Score
+from ipc_protocol.values import Priority
+from orchestrator.engines import LanguageEngine
+from orchestrator.metrics import Metrics
+from orchestrator.screening import list_item, list_prompt
+
+ANSWERS_MAX: Final = 256
+"""Messages whose answer is kept: those that are being triaged, a few hundred agents at a time."""
+
+ASKED_BY: Final = "screening"
+"""Whose tokens they are in the accounts. To the engine each option is an agent of its own, named
+after it with a dot, so that the KV cache keeps a list for each; no agent's name has a dot."""
+
+
+class Preferences:
+    """Asks one language model, once for each message."""
+
+    def __init__(
+        self, language: LanguageEngine, duties: Mapping[str, Sequence[str]], metrics: Metrics
+    ) -> None:
+        self._language = language
+        self._metrics = metrics
+        self._prompts = {option: list_prompt(phrases) for option, phrases in duties.items()}
+        self._asked: OrderedDict[tuple[str, ...], asyncio.Task[dict[str, float]]] = OrderedDict()
+
+    async def of(
+        self, message: str, options: Sequence[str], priority: Priority
+    ) -> dict[str, float]:
+        """Log-likelihood of the message for each option that has duties, in nats.
+
+        Raises the engine's `Failure`; then the next one asks again.
+        """
+        known = sorted(option for option in options if option in self._prompts)
+        if not known:
+            return {}
+        item = list_item(message)
+        key = (item, *known)
+        asked = self._asked.get(key)
+        if asked is None or (asked.done() and (asked.cancelled() or asked.exception())):
+            asked = self._asked[key] = asyncio.create_task(self._ask(item, known, priority))
+            while len(self._asked) > ANSWERS_MAX:
+                self._asked.popitem(last=False)
+        # Whoever asked first may be cancelled; the others still wait for the answer.
+        return await asyncio.shield(asked)
+
+    async def _ask(self, item: str, options: list[str], priority: Priority) -> dict[str, float]:
+        async with asyncio.TaskGroup() as tasks:
+            asked = {
+                option: tasks.create_task(self._score(item, option, priority)) for option in options
+            }
+        return {option: task.result() for option, task in asked.items()}
+
+    async def _score(self, item: str, option: str, priority: Priority) -> float:
+        scored = await self._language.score(
+            Score(
+                agent=f"{ASKED_BY}.{option}",
+                priority=priority,
+                prompt=self._prompts[option],
+                continuation=item,
+            )
+        )
+        self._metrics.inference(ASKED_BY, priority, scored.usage)
+        return scored.logprob

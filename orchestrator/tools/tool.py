@@ -1,0 +1,97 @@
+"""What a tool is, what it is given, and what may come of it."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from ipc_protocol.work import Memory, ToolResult
+from orchestrator.tools.folder import WorkFolder
+
+Schema: TypeAlias = dict[str, Any]
+Arguments = TypeVar("Arguments", bound="ToolArguments")
+
+
+class Grants(msgspec.Struct, frozen=True, kw_only=True):
+    """What one agent's configuration allows it, as far as tools are concerned.
+
+    `publishes` are topics, `delegates` agents, `host_read` exact paths and `@disk`.
+    """
+
+    agent: str
+    tools: tuple[str, ...]
+    publishes: tuple[str, ...] = ()
+    delegates: tuple[str, ...] = ()
+    host_read: tuple[str, ...] = ()
+
+
+class NeedsPerson(msgspec.Struct, frozen=True):
+    """The tool cannot answer, a person must: the driver parks the delivery until one has."""
+
+    question: str
+
+
+ToolOutcome: TypeAlias = ToolResult | NeedsPerson
+
+
+@dataclass(frozen=True)
+class ToolContext:
+    """All that a tool may reach. `recall(query, limit)` finds the agent's own memories,
+    `may_publish(topic)` is the bus's rule for the agent's declared topics."""
+
+    grants: Grants
+    folder: WorkFolder
+    may_publish: Callable[[str], bool]
+    recall: Callable[[str, int], Awaitable[Sequence[Memory]]]
+
+
+class ToolArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the arguments of a tool. An argument that is not known is an error: a model that
+    invents one expects it to do something."""
+
+
+@dataclass(frozen=True)
+class Tool(Generic[Arguments]):
+    """`parameters` is the JSON Schema of the arguments under an agent's grants, or None when these
+    leave nothing that the tool could do; then it is not offered. `run` raises `Failure`."""
+
+    name: str
+    purpose: str
+    arguments: type[Arguments]
+    parameters: Callable[[Grants], Schema | None]
+    run: Callable[[Arguments, ToolContext], Awaitable[ToolOutcome]]
+
+
+# ---- Schemas that a grammar can be made of: bounded strings, known choices, no references --------
+
+
+def text(characters_max: int) -> Schema:
+    return {"type": "string", "maxLength": characters_max}
+
+
+def choice(values: Sequence[str]) -> Schema:
+    return {"type": "string", "enum": list(values)}
+
+
+def record(properties: Mapping[str, Schema]) -> Schema:
+    """An object of exactly these members, in the order in which a model fills them in."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def printable(name: str) -> str:
+    """A name that somebody else chose, safe to show in one line and to encode."""
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
+def cut(output: str, characters_max: int) -> str:
+    """At most so many characters; what is left out is counted, so that nobody takes it for all."""
+    if len(output) <= characters_max:
+        return output
+    note = f"… [{len(output) - characters_max} more characters]"
+    return output[: characters_max - len(note)] + note

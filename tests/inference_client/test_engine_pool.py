@@ -1,0 +1,87 @@
+"""What the pool does when llama.cpp has no room, or breaks: a real model, an unwilling context."""
+
+import asyncio
+
+import pytest
+
+from inference_client.engine.llama import Context, DecodeError
+from inference_client.engine.loading import load
+from inference_client.engine.pool import Pool
+from ipc_protocol.errors import Failure
+from ipc_protocol.inference import ChatMessage, EngineStart, Generate
+
+pytestmark = pytest.mark.model
+
+
+class UnwillingContext(Context):
+    """Refuses the next `refusals` batches for want of room, and breaks when told to."""
+
+    refusals = 0
+    broken = False
+
+    def decode(self, rows):
+        if self.broken:
+            raise DecodeError("told to")
+        if self.refusals:
+            self.refusals -= 1
+            return None
+        return super().decode(rows)
+
+
+@pytest.fixture
+async def unwilling(model_path):
+    """A pool, its context, and an event that is set when the pool has broken."""
+    start = EngineStart(name="m", path=str(model_path), slots=2, context=512)
+    policy, context, info = await asyncio.to_thread(load, start)
+    context.__class__ = UnwillingContext
+    pool = Pool(context, policy, info)
+    broken = asyncio.Event()
+    pool.start(broken.set)
+    yield pool, context, broken
+    await pool.stop()
+
+
+def ask(agent="a", tokens_max=8):
+    messages = [ChatMessage(role="user", content=f"I am {agent}.")]
+    return Generate(agent=agent, priority="normal", messages=messages, tokens_max=tokens_max)
+
+
+async def test_a_batch_that_found_no_room_is_tried_again_when_some_was_made(unwilling):
+    pool, context, _ = unwilling
+    await pool.generate(ask("idle"))
+    context.refusals = 1
+    answer = await pool.generate(ask("a"))
+    assert answer.usage.generated_tokens == 8
+
+
+async def test_a_request_that_never_finds_room_fails_alone(unwilling):
+    pool, context, _ = unwilling
+    context.refusals = 1
+    with pytest.raises(Failure) as failure:
+        await pool.generate(ask())
+    assert failure.value.code == "inference.context"
+    assert (await pool.generate(ask())).text
+
+
+async def test_when_the_decode_thread_breaks_everyone_is_told(unwilling):
+    pool, context, broken = unwilling
+    context.broken = True
+    outcomes = await asyncio.gather(
+        pool.generate(ask("a")), pool.generate(ask("b")), return_exceptions=True
+    )
+    assert [outcome.code for outcome in outcomes] == ["inference.unavailable"] * 2
+    await broken.wait()
+    with pytest.raises(Failure) as failure:
+        await pool.generate(ask("c"))
+    assert failure.value.code == "inference.unavailable"
+
+
+async def test_a_queue_that_is_full_says_so(unwilling, monkeypatch):
+    pool, _, _ = unwilling
+    monkeypatch.setattr(pool._planner._queue, "_waiting_max", 1)
+    outcomes = await asyncio.gather(
+        *(pool.generate(ask(str(n))) for n in range(6)), return_exceptions=True
+    )
+    codes = {outcome.code for outcome in outcomes if isinstance(outcome, Failure)}
+    assert codes == {"inference.busy"}
+    assert any(not isinstance(outcome, Failure) for outcome in outcomes)

@@ -1,0 +1,57 @@
+"""What the pool tells about itself."""
+
+from simulated import Simulation
+
+from inference_client.engine import report
+from inference_client.engine.report import Accounts, status_of
+from ipc_protocol.inference import ModelInfo, Usage
+
+INFO = ModelInfo(name="m", kind="language", architecture="llama")
+USAGE = Usage(
+    prompt_tokens=3, cached_tokens=1, generated_tokens=2, queue_us=0, first_token_us=0, total_us=0
+)
+
+
+def test_tokens_are_counted_by_agent():
+    accounts = Accounts()
+    for agent in ("b", "a", "a"):
+        accounts.add(agent, USAGE)
+    first, second = accounts.listed()
+    assert (first.agent, first.requests, first.prompt_tokens) == ("a", 2, 6)
+    assert (second.agent, second.cached_tokens, second.generated_tokens) == ("b", 1, 2)
+
+
+def test_agents_beyond_the_bound_are_counted_together(monkeypatch):
+    monkeypatch.setattr(report, "AGENTS_MAX", 1)
+    accounts = Accounts()
+    for agent in ("a", "b", "c", "a"):
+        accounts.add(agent, USAGE)
+    assert [(one.agent, one.requests) for one in accounts.listed()] == [("", 2), ("a", 2)]
+
+
+def test_the_status_shows_slots_and_the_queue():
+    pool = Simulation(slots=2)
+    pool.submit("done", prompt=[5, 5], tokens=1)
+    pool.run()
+    pool.submit("busy", "high", tokens=9)
+    pool.step()
+    pool.submit("filling", "high", prompt=[4] * 40, tokens=9)
+    pool.step()
+    pool.submit("late", "low")
+    pool.step()
+    status = status_of(INFO, pool.planner, Accounts(), now_us=100)
+    assert {slot.agent: slot.state for slot in status.slots} == {
+        "busy": "decode",
+        "filling": "decode",
+    }
+    assert [(one.agent, one.position) for one in status.queue] == [("late", 1)]
+    assert status.kv_cells == 64
+    assert status.kv_cells_used == sum(slot.cached_tokens for slot in status.slots)
+
+
+def test_an_idle_slot_shows_whose_text_it_keeps():
+    pool = Simulation(slots=1)
+    pool.submit("a", prompt=[5, 5], tokens=1)
+    pool.run()
+    (slot,) = status_of(INFO, pool.planner, Accounts(), now_us=0).slots
+    assert (slot.state, slot.agent, slot.cached_tokens) == ("free", "a", 2)

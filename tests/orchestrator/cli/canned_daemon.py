@@ -1,0 +1,269 @@
+"""A daemon that gives canned answers over the real protocol, on a real socket, in a thread."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ipc_protocol import control, inference, methods, work
+from ipc_protocol.aio import Call, Connection, Handlers
+from ipc_protocol.errors import Failure
+from ipc_protocol.session import Hello
+from ipc_protocol.values import LayerReport, Receipt
+
+NOW_US = 1_800_000_000_000_000
+HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]disk\u202e full"
+
+
+class Daemon:
+    """What it was asked, and what it answers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked: list[Any] = []
+        self.reply: str | None = "Free /var/log."
+        self.failures: dict[str, Failure] = {}
+        self.waited_for = threading.Event()
+
+    def handlers(self) -> Handlers:
+        handlers = Handlers()
+        for method, answer in ANSWERS:
+            handlers.add(method, self._canned(method.name, answer))
+        handlers.add(methods.ASK, self._ask)
+        handlers.add(methods.ANSWER, self._answer)
+        handlers.add(methods.WATCH, self._watch)
+        return handlers
+
+    def _canned(self, name: str, answer: Any) -> Callable[[Any, Call], Any]:
+        async def handler(params: Any, _: Call) -> Any:
+            self.asked.append(params)
+            if name in self.failures:
+                raise self.failures[name]
+            return answer
+
+        return handler
+
+    async def _ask(self, params: control.Ask, _: Call) -> Receipt:
+        self.asked.append(params)
+        if "ctl.ask" in self.failures:
+            raise self.failures["ctl.ask"]
+        return Receipt(message=1, correlation=params.correlation or "", subscribers=["opsclaw"])
+
+    async def _answer(self, params: control.AwaitAnswer, _: Call) -> control.Conversation:
+        self.waited_for.set()
+        if "ctl.answer" in self.failures:
+            raise self.failures["ctl.answer"]
+        if self.reply is None:
+            await asyncio.Event().wait()
+        return conversation(params.correlation, self.reply)
+
+    async def _watch(self, params: control.Watch, call: Call) -> inference.Nothing:
+        self.asked.append(params)
+        for happening in HAPPENINGS:
+            await call.send_item(happening)
+        return inference.Nothing()
+
+    async def serve(self, started: threading.Event, stop: asyncio.Event) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(self.path))
+        listener.listen()
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+
+        async def one(line: socket.socket) -> None:
+            hello = Hello(name="agentd")
+            with contextlib.suppress(Failure):
+                async with Connection(line, hello, self.handlers(), initiator=False) as open_line:
+                    await open_line.wait_closed()
+
+        async def accept(tasks: asyncio.TaskGroup) -> None:
+            while True:
+                line, _ = await loop.sock_accept(listener)
+                tasks.create_task(one(line))
+
+        started.set()
+        with listener:
+            async with asyncio.TaskGroup() as tasks:
+                accepting = tasks.create_task(accept(tasks))
+                await stop.wait()
+                accepting.cancel()
+
+
+def conversation(correlation: str, reply: str | None) -> control.Conversation:
+    return control.Conversation(
+        correlation=correlation,
+        state="answered" if reply else "open",
+        question="disk on /var is at 97 %",
+        reply=reply,
+        opened_us=NOW_US,
+        answered_us=NOW_US + 4_200_000 if reply else None,
+    )
+
+
+AGENT = control.AgentStatus(
+    name="opsclaw",
+    role="agent",
+    state="busy",
+    priority="high",
+    restarts=1,
+    pending=2,
+    parked=0,
+    done=7,
+    memories=3,
+    delivery=12,
+    phase="act",
+    sandbox=[
+        LayerReport(layer="seccomp", state="enforced"),
+        LayerReport(layer="landlock", state="missing", cure="Use a newer kernel."),
+    ],
+)
+ENGINE = control.EngineSummary(
+    name="default",
+    state="ready",
+    restarts=0,
+    status=inference.EngineStatus(
+        model=inference.ModelInfo(name="smollm2", kind="language", architecture="llama"),
+        slots=[
+            inference.SlotState(
+                slot=0, state="decode", agent="opsclaw", priority="high", generated_tokens=17
+            ),
+            inference.SlotState(slot=1, state="free"),
+        ],
+        queue=[
+            inference.Waiting(
+                position=1, agent="devclaw", priority="low", reason="all slots busy", waited_us=5000
+            )
+        ],
+        kv_cells=8192,
+        kv_cells_used=512,
+    ),
+)
+MEMORY = work.Memory(
+    id=1, text="Rotate logs weekly.", outcome="success", importance=0.7, created_us=NOW_US
+)
+STATUS = control.Status(
+    version="0.1.0",
+    pid=4242,
+    started_us=NOW_US - 3_600_000_000,
+    now_us=NOW_US,
+    healthy=True,
+    sandbox="strict",
+    agents=[AGENT],
+    engines=[ENGINE],
+    deliveries={"queued": 2, "done": 7},
+    conversations={"open": 1},
+    attention_open=1,
+    dead_letters=0,
+)
+TRACE = control.Trace(
+    conversation=conversation("c1", "Free /var/log."),
+    messages=[
+        control.TracedMessage(
+            message=1, topic="user.request", sender="operator", text="disk full", sent_us=NOW_US
+        ),
+        control.TracedMessage(
+            message=2,
+            topic="agent.devclaw",
+            sender="opsclaw",
+            text="write a script",
+            sent_us=NOW_US,
+            cause=1,
+        ),
+    ],
+    deliveries=[
+        control.TracedDelivery(
+            delivery=1,
+            message=1,
+            agent="opsclaw",
+            topic="user.request",
+            sender="operator",
+            state="done",
+            outcome="delegated",
+            reason="needs a script",
+            attempts=2,
+            queued_us=NOW_US,
+            done_us=NOW_US + 1_500_000,
+            steps=[
+                control.JournalStep(
+                    step=1,
+                    kind="tool",
+                    phase="act",
+                    summary="host.read @disk",
+                    at_us=NOW_US,
+                    took_us=12_300,
+                    generated_tokens=31,
+                )
+            ],
+            memories=[MEMORY],
+        ),
+        control.TracedDelivery(
+            delivery=2,
+            message=2,
+            agent="devclaw",
+            topic="agent.devclaw",
+            sender="opsclaw",
+            state="leased",
+            outcome="",
+            reason="",
+            attempts=1,
+            queued_us=NOW_US,
+            done_us=None,
+            steps=[],
+            memories=[],
+        ),
+    ],
+    dead_letters=[control.DeadLetter(message=2, agent="uxclaw", reason="expired", at_us=NOW_US)],
+)
+HAPPENINGS = [
+    control.Happening(
+        at_us=NOW_US,
+        kind="journal.appended",
+        agent="opsclaw",
+        correlation="c1",
+        summary="triage · note · act: my duty",
+    ),
+    control.Happening(at_us=NOW_US, kind="lagged", lost=3),
+    control.Happening(
+        at_us=NOW_US, kind="journal.appended", agent="opsclaw", summary=HOSTILE, data={"step": 2}
+    ),
+]
+ANSWERS: list[tuple[methods.Method[Any, Any, Any], Any]] = [
+    (methods.STATUS, STATUS),
+    (methods.AGENTS, control.Agents(agents=[AGENT])),
+    (methods.SLOTS, control.Engines(engines=[ENGINE])),
+    (methods.SEND, Receipt(message=9, correlation="c9", subscribers=["opsclaw", "secclaw"])),
+    (methods.TRACE, TRACE),
+    (
+        methods.MEMORY,
+        control.Memories(memories=[control.OwnedMemory(agent="opsclaw", memory=MEMORY)]),
+    ),
+    (
+        methods.TASKS,
+        control.Tasks(
+            tasks=[
+                control.Task(
+                    id=5,
+                    agent="devclaw",
+                    title="rotate logs",
+                    state="doing",
+                    note="half-way",
+                    updated_us=NOW_US,
+                )
+            ]
+        ),
+    ),
+    (
+        methods.ATTENTION_LIST,
+        control.AttentionRequests(
+            requests=[
+                control.AttentionRequest(
+                    id=3, agent="opsclaw", question="May I restart nginx?", raised_us=NOW_US
+                )
+            ]
+        ),
+    ),
+    (methods.ATTENTION_ANSWER, inference.Nothing()),
+]
