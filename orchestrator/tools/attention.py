@@ -30,4 +30,5 @@ ATTENTION_REQUEST: Final = Tool(
     AttentionArguments,
     lambda _: record({"question": text(limits.TEXT_CHARACTERS_MAX)}),
     request,
+    outward=True,
 )

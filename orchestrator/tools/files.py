@@ -9,7 +9,16 @@ from ipc_protocol.errors import Failure
 from ipc_protocol.work import ToolResult
 from orchestrator.tools import limits
 from orchestrator.tools.folder import Entry
-from orchestrator.tools.tool import Tool, ToolArguments, ToolContext, cut, printable, record, text
+from orchestrator.tools.tool import (
+    Tool,
+    ToolArguments,
+    ToolContext,
+    cut,
+    printable,
+    prose,
+    record,
+    text,
+)
 
 Path = Annotated[str, Meta(max_length=limits.PATH_CHARACTERS_MAX)]
 
@@ -88,7 +97,7 @@ FS_WRITE: Final = Tool(
     lambda _: record(
         {
             "path": text(limits.PATH_CHARACTERS_MAX),
-            "content": text(limits.WRITE_GENERATED_CHARACTERS_MAX),
+            "content": prose(limits.WRITE_GENERATED_CHARACTERS_MAX),
         }
     ),
     write,

@@ -96,4 +96,5 @@ MESSAGE_SEND: Final = Tool(
     SendArguments,
     parameters,
     send,
+    outward=True,
 )

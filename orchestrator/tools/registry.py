@@ -31,7 +31,9 @@ class Registry:
     def describe(self, grants: Grants) -> list[ToolDescription]:
         """The granted tools that can do something for this agent, in the order of its grants."""
         return [
-            ToolDescription(name=name, purpose=tool.purpose, parameters=parameters)
+            ToolDescription(
+                name=name, purpose=tool.purpose, parameters=parameters, outward=tool.outward
+            )
             for name in grants.tools
             if (tool := self._by_name.get(name)) is not None
             and (parameters := tool.parameters(grants)) is not None

@@ -50,6 +50,7 @@ TASK_CREATE: Final = Tool(
     CreateArguments,
     lambda _: record({"title": text(limits.TITLE_CHARACTERS_MAX)}),
     create,
+    outward=True,
 )
 TASK_UPDATE: Final = Tool(
     "task.update",
@@ -63,4 +64,5 @@ TASK_UPDATE: Final = Tool(
         }
     ),
     update,
+    outward=True,
 )

@@ -61,6 +61,8 @@ class Tool(Generic[Arguments]):
     arguments: type[Arguments]
     parameters: Callable[[Grants], Schema | None]
     run: Callable[[Arguments, ToolContext], Awaitable[ToolOutcome]]
+    outward: bool = False
+    """Its effect leaves the agent, so it is no way to begin: see `ToolDescription`."""
 
 
 # ---- Schemas that a grammar can be made of: bounded strings, known choices, no references --------
@@ -68,6 +70,11 @@ class Tool(Generic[Arguments]):
 
 def text(characters_max: int) -> Schema:
     return {"type": "string", "maxLength": characters_max}
+
+
+def prose(characters_max: int) -> Schema:
+    """A text of several lines, which a model writes by itself and not inside of a JSON string."""
+    return {**text(characters_max), "contentMediaType": "text/plain"}
 
 
 def choice(values: Sequence[str]) -> Schema:
