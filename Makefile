@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format coverage clean
+.PHONY: help install demo test check format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,14 +21,18 @@ $(INSTALLED): pyproject.toml deploy/install.py
 demo: $(INSTALLED)  ## five agents answer three requests on a real model
 	@$(BIN)/python deploy/demo/demo.py
 
-test: check  ## the checks, then every test
-	$(BIN)/pytest
+test: check  ## the checks, then every test; pure modules are covered to the last branch
+	@mkdir -p build
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage json -q -o build/coverage.json
+	$(BIN)/python tests/pure_coverage.py build/coverage.json docs/architecture.md
 
-check: $(INSTALLED)  ## formatting, lint, types, import contracts
+check: $(INSTALLED)  ## formatting, lint, types, import contracts, rules of the source
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/pytest tests/test_source.py tests/test_architecture.py
 
 format: $(INSTALLED)  ## let ruff format the source
 	$(BIN)/ruff format .

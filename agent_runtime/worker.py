@@ -66,8 +66,8 @@ class Worker:
     def __init__(self, sock: socket.socket) -> None:
         self._line = BlockingLine(sock, HELLO, initiator=False)
         self._profile: AgentProfile | None = None
-        self._arrived: deque[Event] = deque()
-        self._waiting: deque[RequestReceived] = deque()
+        self._arrived: deque[Event] = deque()  # bound: the events of one read
+        self._waiting: deque[RequestReceived] = deque()  # bound: the hello's `streams_max`
 
     def run(self) -> int:
         """Serve until the line ends. Returns the exit status."""

@@ -89,3 +89,7 @@ def main() -> None:
         error.show()
         raise SystemExit(error.exit_code) from None
     raise SystemExit(status or Exit.OK)
+
+
+if __name__ == "__main__":
+    main()

@@ -123,7 +123,15 @@ class ModelConfig(Section, frozen=True):
             description="A name from `agentd models list`, or the path of a GGUF file.",
         ),
     ] = "smollm2"
-    slots: Annotated[int, Meta(ge=1, le=256, description="Requests that are decoded together.")] = 4
+    slots: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=256,
+            description="Requests that are decoded together. A slot also keeps what it has read: "
+            "triage reads a list of duties for each of five owners, which should stay.",
+        ),
+    ] = 8
     context: Annotated[int, Meta(ge=256, description="Tokens of context that all slots share.")] = (
         8192
     )

@@ -104,7 +104,7 @@ ALIVE = [SessionState.GREETING, SessionState.OPEN, SessionState.LEAVING]
 
 
 @pytest.mark.parametrize(
-    ("state", "type_"), product(ALIVE, FrameType), ids=lambda value: value.name.lower()
+    ("state", "type_"), list(product(ALIVE, FrameType)), ids=lambda value: value.name.lower()
 )
 def test_a_session_takes_exactly_the_frames_of_its_table(
     state: SessionState, type_: FrameType
@@ -149,7 +149,7 @@ def our_stream(state: StreamState) -> Session:
 
 
 @pytest.mark.parametrize(
-    ("state", "type_"), product(StreamState, ANSWERS), ids=lambda value: value.name.lower()
+    ("state", "type_"), list(product(StreamState, ANSWERS)), ids=lambda value: value.name.lower()
 )
 def test_a_stream_takes_exactly_the_answers_of_its_table(
     state: StreamState, type_: FrameType
@@ -190,7 +190,7 @@ def test_a_stream_takes_a_cancellation_by_its_table_or_after_its_answer(state: S
 
 
 @pytest.mark.parametrize(
-    ("state", "type_"), product(StreamState, ANSWERS), ids=lambda value: value.name.lower()
+    ("state", "type_"), list(product(StreamState, ANSWERS)), ids=lambda value: value.name.lower()
 )
 def test_a_stream_is_answered_exactly_as_its_table_allows(
     state: StreamState, type_: FrameType

@@ -11,15 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_runtime.evidence import (
-    CERTAIN_MARGIN,
-    NOBODY,
-    OPTIONS_ASKED_MAX,
-    Verdict,
-    decide,
-    options,
-)
-from ipc_protocol.work import Evidence
+from ipc_protocol.work import Evidence, Verdict
 from orchestrator.screening import (
     CASE_SIMILARITY_MIN,
     DUTIES_LISTED_MAX,
@@ -33,6 +25,7 @@ from orchestrator.screening import (
     list_prompt,
     screen,
 )
+from orchestrator.verdict import CERTAIN_MARGIN, NOBODY, OPTIONS_ASKED_MAX, decide, options
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 8

@@ -8,6 +8,7 @@ from ipc_protocol.errors import Failure
 from ipc_protocol.work import (
     Effect,
     EffectResult,
+    Evidence,
     Infer,
     Inferred,
     Note,
@@ -16,6 +17,7 @@ from ipc_protocol.work import (
     Recalled,
     ToolResult,
     UseTool,
+    Verdict,
     Weigh,
     Weighed,
 )
@@ -75,13 +77,19 @@ async def append(
     return await bus.store.apply(append_journal, agent, entry)
 
 
+VERDICT = Verdict(action="act", reason="it is mine", certain=False, probability=0.9)
+EVIDENCE = Evidence(
+    agent="opsclaw", score=0.5, margin=0.1, scores={"opsclaw": 0.5}, nobody=0.1, nearest="disks"
+)
+
+
 @pytest.mark.parametrize(
     ("effect", "result"),
     [
         (Infer(phase="triage", messages=[], tokens_max=5), Inferred(text="x", generated_tokens=1)),
         (
-            Weigh(phase="triage", messages=[], baseline=[], choices=["a"]),
-            Weighed(preferences=[0.5]),
+            Weigh(phase="triage", message="disk full", evidence=EVIDENCE),
+            Weighed(verdict=VERDICT, preferences={"opsclaw": -0.5}),
         ),
         (Recall(phase="act", query="disk"), Recalled(memories=[])),
         (TOOL, ToolResult(ok=True, output="content")),
