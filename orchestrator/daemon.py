@@ -198,6 +198,9 @@ class Daemon:
                     case "deadletter":
                         self._metrics.dead_letter(change.data["code"])
                         log.error("dead letter: %s", change.data["reason"])
+                    case "conversation.answered":
+                        lived_us = change.at_us - change.data["opened_us"]
+                        self._metrics.conversation_answered(lived_us / 1e6)
                     case "attention.answered" if change.data["delivery"] is None:
                         self._drivers[change.data["agent"]].release()
                     case kind if kind == LAGGED:
@@ -231,9 +234,11 @@ def _healthy(agents: list[control.AgentStatus], engines: list[control.EngineSumm
 
 
 @contextlib.asynccontextmanager
-async def opened(config: Config) -> AsyncIterator[Store]:
+async def opened(config: Config, metrics: Metrics) -> AsyncIterator[Store]:
     """The store of this instance, with the agents of the configuration and no leases."""
-    store = await Store.open(config.daemon.state / "agentd.db", clock_us=clock_us)
+    store = await Store.open(
+        config.daemon.state / "agentd.db", clock_us=clock_us, on_commit=metrics.committed
+    )
     try:
         registrations = [assembly.registration(agent) for agent in config.agents.values()]
         await store.apply(register_agents, BUS, RegisterAgents(agents=registrations))
@@ -246,8 +251,8 @@ async def opened(config: Config) -> AsyncIterator[Store]:
 
 
 async def _run(config: Config) -> None:
-    async with opened(config) as store:
-        metrics = Metrics(VERSION, CATALOGUE.names, agents_max=config.gateway.agents_max)
+    metrics = Metrics(VERSION, CATALOGUE.names, agents_max=config.gateway.agents_max)
+    async with opened(config, metrics) as store:
         views = Views(store.reader("control"))
         zygote = Zygote(clock_us, metrics.program_restarted)
         languages = assembly.language_engines(config, clock_us, metrics)

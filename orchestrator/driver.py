@@ -103,7 +103,6 @@ class _Work(msgspec.Struct):
     """Nobody waits for its effects any more."""
     timer: asyncio.TimerHandle | None = None
     phase: Phase | None = None
-    began_us: int = 0
     phase_us: int = 0
 
 
@@ -257,7 +256,6 @@ class Driver:
             parked=asyncio.Event(),
             hung=asyncio.get_running_loop().create_future(),
             over=asyncio.Event(),
-            began_us=now_us,
             phase_us=now_us,
         )
         self._work = work
@@ -310,7 +308,7 @@ class Driver:
         )
         self._enter_phase(work, None)
         if completed.state == "done":
-            seconds = (self._clock_us() - work.began_us) / 1e6
+            seconds = (self._clock_us() - work.leased.handle.envelope.sent_us) / 1e6
             self._metrics.delivery_done(self.name, work.lease.priority, completion.outcome, seconds)
 
     async def _failed(self, worker: Worker, work: _Work, failure: Failure) -> None:

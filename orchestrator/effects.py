@@ -151,6 +151,8 @@ class Effects:
         try:
             return await self._act(lease, step, effect)
         except Failure as failure:
+            if failure.code.startswith("inference."):
+                self._metrics.inference_failed(lease.priority, failure.code)
             if failure.code not in REFUSALS:
                 raise
             return _Done(Refused(code=failure.code, message=str(failure)))

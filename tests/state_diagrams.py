@@ -1,6 +1,6 @@
 """The diagrams of docs/architecture.md, made from the tables of states.
 
-    python -m tests.state_diagrams        renews the page; a test compares it
+python -m tests.state_diagrams        renews the page; a test compares it
 """
 
 from collections.abc import Mapping

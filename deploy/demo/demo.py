@@ -59,7 +59,7 @@ class Daemon:
 
     def ctl(self, *arguments: str) -> Any:
         """The decoded JSON answer of one `agentd ctl` command."""
-        command = [*AGENTD, "ctl", *self.where(), *arguments, "--json"]
+        command = [*AGENTD, "ctl", *arguments, *self.where(), "--json"]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS_MAX
         )
@@ -119,7 +119,7 @@ def tail(folder: Path) -> str:
 
 def ask(daemon: Daemon, stimulus: Stimulus, correlation: str) -> None:
     """Ask as an operator does, and show the conversation as it happens."""
-    command = [*AGENTD, "ctl", *daemon.where(), "ask", stimulus.text, "--wait"]
+    command = [*AGENTD, "ctl", "ask", stimulus.text, *daemon.where(), "--wait"]
     command += ["--timeout", str(ANSWER_SECONDS_MAX), "--correlation", correlation]
     if stimulus.to:
         command += ["--to", stimulus.to]
@@ -192,7 +192,7 @@ def main(arguments: list[str]) -> int:
         with running(folder) as daemon:
             converse(daemon)
             title("Status")
-            subprocess.run([*AGENTD, "ctl", *daemon.where(), "status"], check=False)
+            subprocess.run([*AGENTD, "ctl", "status", *daemon.where()], check=False)
     except DemoFailure as failure:
         print(f"\n{failure}\nThe configuration, state and log are kept in {folder}.")
         return 1

@@ -129,11 +129,13 @@ def answer(tx: Transaction, conversation: ConversationRow, reply: str) -> None:
         move_conversation(
             tx, conversation, "answer", reply=reply, answered_us=tx.now_us, composer=None
         )
+    found = tx.row("SELECT opened_us FROM conversation WHERE id = ?", (conversation.id,))
     tx.emit(
         "conversation.answered",
         conversation=conversation.id,
         correlation=conversation.correlation,
         round=conversation.round,
+        opened_us=found[0] if found else tx.now_us,
         reply=reply,
     )
 

@@ -22,11 +22,18 @@ R = TypeVar("R")
 class Store:
     """One open database file. Made by `Store.open` on the loop that will use it."""
 
-    def __init__(self, path: Path, clock_us: Callable[[], int], vfs: str | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock_us: Callable[[], int],
+        on_commit: Callable[[int, float], None],
+        vfs: str | None,
+    ) -> None:
         self.path = path
         self.changes = Changes()
         self._vfs = vfs
         self._clock_us = clock_us
+        self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Semaphore(REDUCERS_WAITING_MAX)
         self._readers: list[Reader] = []
@@ -36,14 +43,20 @@ class Store:
 
     @classmethod
     async def open(
-        cls, path: Path, *, clock_us: Callable[[], int], vfs: str | None = None
+        cls,
+        path: Path,
+        *,
+        clock_us: Callable[[], int],
+        on_commit: Callable[[int, float], None] = lambda reducers, seconds: None,
+        vfs: str | None = None,
     ) -> "Store":
         """Open, create or migrate the store at `path`.
 
-        `clock_us` gives reducers their time. Raises `store.unavailable` if the file is damaged,
-        foreign, newer than this program, or in use by another agentd.
+        `clock_us` gives reducers their time; `on_commit(reducers, seconds)` hears of each commit,
+        in the writer's thread. Raises `store.unavailable` if the file is damaged, foreign, newer
+        than this program, or in use by another agentd.
         """
-        store = cls(path, clock_us, vfs)
+        store = cls(path, clock_us, on_commit, vfs)
         await asyncio.to_thread(store._open)
         store._thread.start()
         return store
@@ -55,7 +68,7 @@ class Store:
         except BaseException:
             os.close(self._lock)
             raise
-        self._writer = Writer(database, self._clock_us, self._hand_over)
+        self._writer = Writer(database, self._clock_us, self._hand_over, self._on_commit)
         # A daemon thread: if the event loop dies without `close`, the process must still end.
         self._thread = threading.Thread(target=self._writer.run, name="store-writer", daemon=True)
 

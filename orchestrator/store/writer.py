@@ -46,17 +46,20 @@ class Request:
 
 
 class Writer:
-    """Runs in its own thread. `settled` is called there after each commit, with its requests."""
+    """Runs in its own thread, and calls there: `settled` with the requests of each batch,
+    `on_commit` with the reducers and seconds of each that is on disk."""
 
     def __init__(
         self,
         database: Database,
         clock_us: Callable[[], int],
         settled: Callable[[list[Request]], None],
+        on_commit: Callable[[int, float], None] = lambda reducers, seconds: None,
     ) -> None:
         self._database = database
         self._clock_us = clock_us
         self._settled = settled
+        self._on_commit = on_commit
         self._waiting: queue.Queue[Request | None] = queue.Queue(maxsize=REDUCERS_WAITING_MAX + 1)
         self._cache: dict[str, Any] = {}
         self._stopping = False
@@ -96,10 +99,12 @@ class Writer:
         try:
             if self.failed is not None:
                 raise self.failed
+            began_us = self._clock_us()
             self._database.execute("BEGIN IMMEDIATE")
             for request in batch:
                 self._run_in_savepoint(request)
             self._database.execute("COMMIT")
+            self._on_commit(len(batch), (self._clock_us() - began_us) / 1e6)
         except Exception as error:  # noqa: BLE001 - the waiting callers must hear of any of them
             self._take_back(batch, error)
 

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.config import Config, ConfigErrors, ConfigProblem, Overrides, load
 from orchestrator.config.loader import load_daemon
+from orchestrator.config.reader import Findings, Place
 from orchestrator.config.types import HOST_REPORTS, ToolName
 from orchestrator.tools.catalogue import CATALOGUE
 from orchestrator.tools.host import DISK_REPORT
@@ -198,6 +199,10 @@ def test_all_mistakes_are_named_at_once_with_their_lines(tmp_path: Path) -> None
         ("[agent.a]\nidentity = 'x'\nsampling.top_p = nan\n", 3, "nan", "from 0 to 1"),
         ("[agent.a]\nidentity = 'x'\nlimits.memory = '1MiB'\n", 3, "1MiB", "at least 64MiB"),
         ("[agent.a]\nidentity = 'x'\ntools = [{}]\n", 3, "a table", "fs.read"),
+        ("[agent.a]\nidentity = 'x'\nlimits.time = 120\n", 3, "120", "a duration"),
+        ("[daemon]\nlog_level = ['debug']\n", 2, "a list", "'debug', 'info'"),
+        ("[daemon]\nlog_level = 2026-01-01\n", 2, "2026-01-01 (a date)", "'debug', 'info'"),
+        ("[model.default]\nfile = ''\n", 2, '""', "not empty"),
     ],
 )
 def test_a_mistake_names_its_line_what_was_found_and_what_was_expected(
@@ -207,6 +212,13 @@ def test_a_mistake_names_its_line_what_was_found_and_what_was_expected(
     assert problem.line == line
     assert found.lower() in problem.found.lower()
     assert expected in problem.expected
+
+
+def test_a_key_without_a_place_of_its_own_is_placed_in_its_table() -> None:
+    findings = Findings(Path("agentd.toml"))
+    findings.note(("agent", "a"), Place(Path("a.toml"), 3))
+    assert findings.place(("agent", "a", "limits", "time")) == Place(Path("a.toml"), 3)
+    assert findings.place(("gateway", "listen")) == Place(Path("agentd.toml"))
 
 
 def test_a_missing_configuration_says_how_to_get_one(tmp_path: Path) -> None:
