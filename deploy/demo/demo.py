@@ -119,7 +119,7 @@ def tail(folder: Path) -> str:
 
 def ask(daemon: Daemon, stimulus: Stimulus, correlation: str) -> None:
     """Ask as an operator does, and show the conversation as it happens."""
-    command = [*AGENTD, "ctl", "ask", stimulus.text, *daemon.where(), "--wait"]
+    command = [*AGENTD, "ctl", "ask", stimulus.text, *daemon.where(), "--wait", "--show"]
     command += ["--timeout", str(ANSWER_SECONDS_MAX), "--correlation", correlation]
     if stimulus.to:
         command += ["--to", stimulus.to]

@@ -13,6 +13,7 @@ from ipc_protocol.control import Ask, AwaitAnswer, Conversation, Happening, Watc
 from ipc_protocol.methods import ANSWER, ASK, WATCH
 from orchestrator.cli import client
 from orchestrator.cli.exits import CommandError, Exit
+from orchestrator.cli.watch_view import PROGRESS
 
 
 def ask(
@@ -25,12 +26,13 @@ def ask(
     """Ask, and wait for the reply. Raises `CommandError`."""
     assert question.correlation is not None
     correlation = question.correlation
+    watch = Watch(correlation=correlation, kinds=list(PROGRESS))
 
     async def talk(connection: Connection) -> Conversation:
         if on_happening is None:
             await connection.call(ASK, question)
             return await connection.call(ANSWER, AwaitAnswer(correlation=correlation))
-        async with connection.stream(WATCH, Watch(correlation=correlation)) as happenings:
+        async with connection.stream(WATCH, watch) as happenings:
             await connection.call(ASK, question)
             try:
                 return await _answer_while_following(

@@ -136,11 +136,16 @@ def trace(correlation: str, socket: Path | None, config: Path | None, as_json: b
 
 @ctl.command(epilog=EPILOG)
 @click.argument("text")
-@click.option("--to", metavar="AGENT", help="Ask this agent only, past its triage.")
+@click.option("--to", metavar="AGENT", help="Ask this agent; it may pass the question on.")
 @priority_option
 @correlation_option
 @click.option(
     "--wait/--no-wait", default=False, help="Wait for the reply, or only send the question."
+)
+@click.option(
+    "--show/--quiet",
+    default=None,
+    help="While waiting, show what happens, on standard error.  [default: on a terminal]",
 )
 @timeout_option
 @daemon_options
@@ -150,6 +155,7 @@ def ask(
     priority: Priority,
     correlation: str | None,
     wait: bool,
+    show: bool | None,
     timeout: float | None,
     socket: Path | None,
     config: Path | None,
@@ -157,9 +163,8 @@ def ask(
 ) -> None:
     """Ask the agents a question.
 
-    TEXT opens a conversation (- reads it from the standard input). With --wait, what happens is
-    shown on a terminal, and the reply is printed. Asking again with the same --correlation opens no
-    second conversation.
+    TEXT opens a conversation (- reads it from the standard input). With --wait, the reply is
+    printed. Asking again with the same --correlation opens no second conversation.
     """
     import secrets
 
@@ -173,7 +178,7 @@ def ask(
         from orchestrator.cli import asking
 
         path = socket_path(socket, config)
-        on_happening = None if as_json else watch_view.progress()
+        on_happening = None if as_json else watch_view.progress(show=show)
         conversation = asking.ask(path, question, timeout_s=timeout, on_happening=on_happening)
         return _print_reply(conversation, as_json=as_json)
     if timeout is not None:

@@ -28,6 +28,22 @@ STYLES: Final = {
 """Colour of a kind, by the first of these that it begins with."""
 
 
+PROGRESS: Final = (
+    "attention.raised",
+    "conversation.composing",
+    "deadletter",
+    "delivery.done",
+    "delivery.failed",
+    "delivery.parked",
+    "journal.appended",
+    "memory.written",
+    "message.published",
+    "message.screened",
+    "task.changed",
+)
+"""What somebody who waits for a reply wants to see: who does what, and why."""
+
+
 def line(happening: Happening, *, correlation: bool) -> "Text":
     """One happening; with its correlation where several conversations run through each other."""
     from rich.text import Text
@@ -60,12 +76,13 @@ def printer(correlation: str | None) -> Callable[[Happening], None]:
     return print_one
 
 
-def progress() -> Callable[[Happening], None] | None:
-    """Prints each on standard error while somebody looks at it; None in a pipe."""
+def progress(*, show: bool | None) -> Callable[[Happening], None] | None:
+    """Prints each on standard error; `show` None: only while somebody looks at it."""
     console = output.console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal if show is None else show):
         return None
-    return lambda happening: console.print(line(happening, correlation=False))
+    wrap = not console.is_terminal
+    return lambda happening: console.print(line(happening, correlation=False), soft_wrap=wrap)
 
 
 def print_json(happening: Happening) -> None:
