@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
@@ -62,6 +62,7 @@ from orchestrator.effects import Lease as EffectLease
 from orchestrator.engines import EmbeddingEngine
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
+from orchestrator.store.writer import Reducer
 from orchestrator.supervision.child import ChildState
 from orchestrator.supervision.hang import WORKER_PATIENCE_US
 from orchestrator.supervision.restart import Died, Quarantine, RestartPolicy, RestartType
@@ -69,6 +70,9 @@ from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.workers import EXIT_NOTICE_SECONDS_MAX, Worker, Zygote
 
 log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 SEED_BITS: Final = 63
 """A seed is an integer of the store."""
@@ -101,6 +105,8 @@ class _Work(msgspec.Struct):
     hung: "asyncio.Future[None]"
     over: asyncio.Event
     """Nobody waits for its effects any more."""
+    asking: bool = False
+    """An effect is under way: a worker asks for one at a time."""
     timer: asyncio.TimerHandle | None = None
     phase: Phase | None = None
     phase_us: int = 0
@@ -207,10 +213,13 @@ class Driver:
         return await self._bury(worker)
 
     async def _bury(self, worker: Worker) -> Died:
-        exit_ = await worker.exited
+        self._metrics.worker_died(self.name)
+        if not worker.exited.done():
+            self._supervisor.detail = "it was killed, and no notice of its death came"
+            return Died()
+        exit_ = worker.exited.result()
         self._supervisor.detail = exit_.description
         log.warning("worker/%s %s", self.name, exit_.description)
-        self._metrics.worker_died(self.name)
         return Died(orderly=exit_.orderly, own=exit_.own)
 
     async def _drive(self, worker: Worker, incarnation: str) -> None:
@@ -231,14 +240,14 @@ class Driver:
             loop=self._loop,
             prompts=self._prompts,
         )
-        return await self._store.apply(lease_next, BUS, request)
+        return await self._write(lease_next, BUS, request)
 
     async def _wait_for_work(self, worker: Worker) -> None:
         await _first(self._awake.wait(), worker.connection.wait_closed())
 
     async def _give_back(self, incarnation: str) -> None:
         """What the worker still held goes back, unless its death was counted already."""
-        await self._store.apply(release_leases, BUS, ReleaseLeases(incarnation=incarnation))
+        await self._write(release_leases, BUS, ReleaseLeases(incarnation=incarnation))
 
     # -- one delivery
 
@@ -296,7 +305,7 @@ class Driver:
             # A memory without a vector is still found by its words.
             with contextlib.suppress(Failure):
                 vectors.extend(await self._embedding.embed(memories))
-        completed: Completed = await self._store.apply(
+        completed: Completed = await self._write(
             complete,
             self.name,
             Complete(
@@ -318,7 +327,7 @@ class Driver:
         if worker.connection.closed or work.hung.done():
             died, reason = await _cause_of_death(worker, work)
             ended = Fail(delivery=delivery, incarnation=incarnation, error=reason, worker_died=died)
-            await self._store.apply(fail, BUS, ended)
+            await self._write(fail, BUS, ended)
             raise failure
         if failure.code.startswith(PASSING):
             until_us = self._clock_us() + RETRY_US
@@ -329,7 +338,7 @@ class Driver:
                 until_us=until_us,
                 on=str(failure),
             )
-            await self._store.apply(park, BUS, again)
+            await self._write(park, BUS, again)
         else:
             refused = Fail(
                 delivery=delivery,
@@ -338,7 +347,18 @@ class Driver:
                 worker_died=False,
                 final=True,
             )
-            await self._store.apply(fail, BUS, refused)
+            await self._write(fail, BUS, refused)
+
+    async def _write(self, reducer: Reducer[A, R], actor: str, arguments: A) -> R:
+        """Apply a reducer; while the disk is full, wait for room with what is at hand."""
+        while True:
+            try:
+                return await self._store.apply(reducer, actor, arguments)
+            except Failure as failure:
+                if failure.code != "store.full":
+                    raise
+                self._supervisor.detail = str(failure)
+                await asyncio.sleep(RETRY_US / 1e6)
 
     # -- effects
 
@@ -348,6 +368,9 @@ class Driver:
             raise Failure(
                 "work.unknown-delivery", f"Delivery {request.delivery} is not in your hands."
             )
+        if work.asking:
+            raise Failure("request.invalid", "An effect is under way.", "Ask one at a time.")
+        work.asking = True
         self._stop_expecting(work)
         self._enter_phase(work, _phase_of(request, work.phase))
         try:
@@ -358,10 +381,11 @@ class Driver:
             await work.over.wait()
             raise Failure("request.cancelled", "The delivery waits for a person.") from question
         finally:
+            work.asking = False
             self._expect_progress(work)
 
     async def _ask_person(self, work: _Work, question: NeedsAnswer) -> None:
-        await self._store.apply(
+        await self._write(
             request_attention,
             self.name,
             RequestAttention(
@@ -401,10 +425,10 @@ class Driver:
             f"{self.name} died {quarantine.deaths} times within "
             f"{quarantine.window_us / 1e6:g} s and is quarantined: {self._supervisor.detail}"
         )
-        await self._store.apply(
+        await self._write(
             report_health, BUS, HealthEvent(kind="quarantine", detail=detail, agent=self.name)
         )
-        await self._store.apply(
+        await self._write(
             raise_attention, BUS, RaiseAttention(agent=self.name, question=f"{detail} Restart it?")
         )
 

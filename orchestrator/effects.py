@@ -118,6 +118,12 @@ class Effects:
         Raises `journal.mismatch`, `work.unknown-delivery`, or `NeedsAnswer`.
         """
         effect, step = request.effect, request.step
+        if step != lease.spent.effects + 1:
+            raise Failure(
+                "journal.mismatch",
+                f"Step {step} was asked for, and {lease.spent.effects + 1} is next.",
+                "A loop counts its effects from 1, and leaves none out.",
+            )
         written = await self._reader.view(read_journal, lease.delivery, step, effect)
         if written is not None:
             self._account(lease, effect, _Done(written, tokens=_tokens(written)), 0)

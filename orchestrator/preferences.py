@@ -57,10 +57,14 @@ class Preferences:
         return await asyncio.shield(asked)
 
     async def _ask(self, item: str, options: list[str], priority: Priority) -> dict[str, float]:
-        async with asyncio.TaskGroup() as tasks:
-            asked = {
-                option: tasks.create_task(self._score(item, option, priority)) for option in options
-            }
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                asked = {
+                    option: tasks.create_task(self._score(item, option, priority))
+                    for option in options
+                }
+        except ExceptionGroup as group:  # the first failure is the reason
+            raise group.exceptions[0] from None
         return {option: task.result() for option, task in asked.items()}
 
     async def _score(self, item: str, option: str, priority: Priority) -> float:

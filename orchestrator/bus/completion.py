@@ -15,7 +15,15 @@ from ipc_protocol.work import Completion, Outgoing
 from orchestrator.bus.deadletters import bury_output
 from orchestrator.bus.delivery import DeliveryState
 from orchestrator.bus.leasing import park_delivery
-from orchestrator.bus.limits import BACKPRESSURE_RETRY_US, MESSAGE_TTL_US, OUTPUTS_MAX
+from orchestrator.bus.limits import (
+    BACKPRESSURE_RETRY_US,
+    MEMORIES_MAX,
+    MEMORY_CHARS_MAX,
+    MESSAGE_TTL_US,
+    OUTPUTS_MAX,
+    TASK_CHANGES_MAX,
+    TASK_CHARS_MAX,
+)
 from orchestrator.bus.posting import Post, post, receivers_of
 from orchestrator.bus.registration import directory_of
 from orchestrator.bus.routing import BUS, Draft, Plan, message_rank, route
@@ -67,7 +75,7 @@ Decided = tuple[Outgoing, Plan | Problem]
 def complete(tx: Transaction, arguments: Complete) -> Completed:
     """Apply a completion, whole or not at all. Repeating it changes nothing.
 
-    Raises `work.unknown-delivery` if `incarnation` does not hold the delivery, `store.ownership`
+    Raises `work.refused` if it is over the limits, `work.unknown-delivery` if `incarnation` does not hold the delivery, `store.ownership`
     if it changes a task of another agent.
     """
     row = delivery_of(tx, arguments.delivery)
@@ -77,6 +85,7 @@ def complete(tx: Transaction, arguments: Complete) -> Completed:
         return Completed(state=row.state, repeated=True)
     row = held_delivery(tx, arguments.delivery, arguments.incarnation)
     completion = arguments.completion
+    _require_limits(completion)
     decided = _decided(tx, row, completion.outputs)
     if isinstance(decided, Failure):
         return _parked_by_backpressure(tx, row, decided)
@@ -97,6 +106,23 @@ def complete(tx: Transaction, arguments: Complete) -> Completed:
         memories=memories,
         tasks=tasks,
     )
+
+
+def _require_limits(completion: Completion) -> None:
+    """A worker is trusted with nothing, not with the size of what it sends either."""
+    memories, tasks = completion.memories, completion.tasks
+    if (
+        len(memories) > MEMORIES_MAX
+        or any(len(entry.text) + len(entry.lesson) > MEMORY_CHARS_MAX for entry in memories)
+        or len(tasks) > TASK_CHANGES_MAX
+        or any(len(task.title or "") + len(task.note) > TASK_CHARS_MAX for task in tasks)
+    ):
+        raise Failure(
+            "work.refused",
+            "The completion has more or longer memories or tasks than the bus takes.",
+            f"At most {MEMORIES_MAX} memories of {MEMORY_CHARS_MAX} characters and "
+            f"{TASK_CHANGES_MAX} tasks of {TASK_CHARS_MAX}.",
+        )
 
 
 def _is_repeated(row: DeliveryRow, arguments: Complete) -> bool:

@@ -17,6 +17,18 @@ HOPS_MAX: Final = 32
 OUTPUTS_MAX: Final = 64
 """Messages of one completion: as many as an ordinary inbox holds."""
 
+MEMORIES_MAX: Final = 8
+"""Memories of one completion: reflection writes one, a component perhaps one for each thing done."""
+
+MEMORY_CHARS_MAX: Final = 4096
+"""Text and lesson of a memory. A page; what is recalled goes into a prompt, where a line is dear."""
+
+TASK_CHANGES_MAX: Final = 64
+"""Task changes of one completion: as many as tool calls are allowed at the most."""
+
+TASK_CHARS_MAX: Final = 4096
+"""Title and note of a task."""
+
 DEATHS_MAX: Final = 5
 """Workers that may die of one delivery before it is given up."""
 

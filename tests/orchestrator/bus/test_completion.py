@@ -2,12 +2,21 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import Evidence, MemoryEntry, Outgoing, TaskChange
 from orchestrator.bus.leasing import Fail, ResumeDue, fail, resume_due
-from orchestrator.bus.limits import BACKPRESSURE_RETRY_US, DEATHS_MAX, OUTPUTS_MAX
+from orchestrator.bus.limits import (
+    BACKPRESSURE_RETRY_US,
+    DEATHS_MAX,
+    MEMORIES_MAX,
+    MEMORY_CHARS_MAX,
+    OUTPUTS_MAX,
+    TASK_CHANGES_MAX,
+    TASK_CHARS_MAX,
+)
 from orchestrator.bus.publishing import Publish, Screening, attach_screening, publish
 from orchestrator.bus.registration import Registration
 from orchestrator.bus.routing import BUS
@@ -351,3 +360,26 @@ async def test_a_refused_completion_tells_nobody_of_a_change(bus: Bus) -> None:
     with bus.store.changes.subscribe(None, 100) as changes:
         await failure_of(bus.complete("opsclaw", delivery, tasks=[TaskChange(id=99, state="done")]))
     assert [change async for change in changes] == []
+
+
+# ---- What a worker may send ---------------------------------------------------------------------
+
+SHORT = MemoryEntry(text="x", outcome="success", lesson="y", importance=0.5)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"memories": [SHORT] * (MEMORIES_MAX + 1)},
+        {"memories": [msgspec.structs.replace(SHORT, lesson="y" * MEMORY_CHARS_MAX)]},
+        {"tasks": [TaskChange(id=None, title="t")] * (TASK_CHANGES_MAX + 1)},
+        {"tasks": [TaskChange(id=None, title="t", note="n" * TASK_CHARS_MAX)]},
+    ],
+)
+async def test_a_completion_over_its_limits_is_refused_whole(bus: Bus, more: Any) -> None:
+    await bus.ask(topic="ops.disk")
+    with pytest.raises(Failure) as failure:
+        await bus.do_next("opsclaw", **more)
+    assert failure.value.code == "work.refused"
+    assert await bus.value("SELECT count(*) FROM memory") == 0
+    assert await bus.value("SELECT state FROM delivery") == "leased"
