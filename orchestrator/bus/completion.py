@@ -75,8 +75,8 @@ Decided = tuple[Outgoing, Plan | Problem]
 def complete(tx: Transaction, arguments: Complete) -> Completed:
     """Apply a completion, whole or not at all. Repeating it changes nothing.
 
-    Raises `work.refused` if it is over the limits, `work.unknown-delivery` if `incarnation` does not hold the delivery, `store.ownership`
-    if it changes a task of another agent.
+    Raises `work.refused` if it is over the limits, `work.unknown-delivery` if `incarnation` does
+    not hold the delivery, `store.ownership` if it changes a task of another agent.
     """
     row = delivery_of(tx, arguments.delivery)
     if row is None or row.agent != tx.actor:
