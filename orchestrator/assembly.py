@@ -167,6 +167,7 @@ def _tools(agent: AgentConfig, config: Config) -> Callable[[Effects], ToolContex
         folder=WorkFolder(folder, limits),
         may_publish=may_publish,
         recall=effects.recall,
+        unfinished_tasks=effects.unfinished_tasks,
     )
 
 

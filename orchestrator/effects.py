@@ -34,6 +34,7 @@ from ipc_protocol.work import (
 from orchestrator import verdict
 from orchestrator.budget import Allowance, Spent, over
 from orchestrator.bus.journal import Append, append_journal, read_journal
+from orchestrator.bus.tasks import tasks_of
 from orchestrator.config.types import AgentConfig
 from orchestrator.engines import EmbeddingEngine, LanguageEngine
 from orchestrator.metrics import Metrics
@@ -215,6 +216,11 @@ class Effects:
         return await self._reader.view(
             memory.search, self._agent.name, query, vector, limit, self._clock_us()
         )
+
+    async def unfinished_tasks(self) -> list[int]:
+        """The numbers of the agent's tasks that are not done or dropped."""
+        tasks = await self._reader.view(tasks_of, self._agent.name, unfinished=True)
+        return [task.id for task in tasks]
 
     async def _use_tool(self, step: int, effect: UseTool) -> ToolResult:
         began_us = self._clock_us()

@@ -1,6 +1,6 @@
 """What the store says, in the shapes that operators see. Reads only, on a connection of its own."""
 
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
@@ -23,6 +23,8 @@ from ipc_protocol.work import (
     Weigh,
     Weighed,
 )
+from orchestrator.bus.tasks import tasks_of
+from orchestrator.store.reader import Reader
 
 LIST_ROWS_MAX: Final = 500
 """The longest list in one answer: ten screens. Older rows are reached by narrower questions."""
@@ -31,14 +33,8 @@ SUMMARY_CHARACTERS_MAX: Final = 160
 """One line of a wide terminal."""
 
 
-class Reads(Protocol):
-    """The part of a store's reader that views need."""
-
-    async def fetch(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]: ...
-
-
 class Views:
-    def __init__(self, reader: Reads) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
     async def conversation(self, correlation: str) -> control.Conversation:
@@ -194,14 +190,17 @@ class Views:
         return [_owned(row) for row in rows]
 
     async def tasks(self, agent: str | None) -> list[control.Task]:
-        rows = await self._reader.fetch(
-            "SELECT id, owner, title, state, note, changed_us FROM task "
-            "WHERE ?1 IS NULL OR owner = ?1 ORDER BY id DESC LIMIT ?2",
-            (agent, LIST_ROWS_MAX),
-        )
+        tasks = await self._reader.view(tasks_of, agent)
         return [
-            control.Task(id=id_, agent=owner, title=title, state=state, note=note, updated_us=at_us)
-            for id_, owner, title, state, note, at_us in rows
+            control.Task(
+                id=task.id,
+                agent=task.owner,
+                title=task.title,
+                state=task.state,
+                note=task.note,
+                updated_us=task.changed_us,
+            )
+            for task in tasks[-LIST_ROWS_MAX:]
         ]
 
     async def attention(self, *, answered_too: bool) -> list[control.AttentionRequest]:

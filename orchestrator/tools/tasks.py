@@ -36,7 +36,12 @@ async def create(arguments: CreateArguments, _: ToolContext) -> ToolResult:
     )
 
 
-async def update(arguments: UpdateArguments, _: ToolContext) -> ToolResult:
+async def update(arguments: UpdateArguments, context: ToolContext) -> ToolResult:
+    # The store would refuse the whole completion, which must not come to that.
+    unfinished = await context.unfinished_tasks()
+    if arguments.id not in unfinished:
+        known = ", ".join(map(str, unfinished)) or "none"
+        raise Failure("tool.failed", f"You have no task {arguments.id}.", f"You have: {known}.")
     return ToolResult(
         ok=True,
         output=f"Task {arguments.id} becomes {arguments.state} when you are done.",

@@ -38,12 +38,14 @@ ToolOutcome: TypeAlias = ToolResult | NeedsPerson
 @dataclass(frozen=True)
 class ToolContext:
     """All that a tool may reach. `recall(query, limit)` finds the agent's own memories,
-    `may_publish(topic)` is the bus's rule for the agent's declared topics."""
+    `may_publish(topic)` is the bus's rule for the agent's declared topics, `unfinished_tasks()`
+    are the numbers of its open tasks."""
 
     grants: Grants
     folder: WorkFolder
     may_publish: Callable[[str], bool]
     recall: Callable[[str, int], Awaitable[Sequence[Memory]]]
+    unfinished_tasks: Callable[[], Awaitable[Sequence[int]]]
 
 
 class ToolArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,6 +81,11 @@ def prose(characters_max: int) -> Schema:
 
 def choice(values: Sequence[str]) -> Schema:
     return {"type": "string", "enum": list(values)}
+
+
+def meanings(values: Mapping[str, str]) -> Schema:
+    """A choice whose values do not speak for themselves: each with its meaning in a few words."""
+    return {"oneOf": [{"const": value, "description": said} for value, said in values.items()]}
 
 
 def record(properties: Mapping[str, Schema]) -> Schema:
