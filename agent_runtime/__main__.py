@@ -21,10 +21,10 @@ from agent_runtime.wire import BlockingLine
 from agent_runtime.worker import worker_main
 from agent_runtime.zygote import ForkError, UnknownWorker, WorkerSpec, Zygote
 from ipc_protocol.errors import Failure
+from ipc_protocol.events import CancelReceived, Event, Failed, Hello, Opened, RequestReceived
 from ipc_protocol.frames import typed
 from ipc_protocol.inference import Nothing
 from ipc_protocol.methods import ZYGOTE_EXITS, ZYGOTE_FORK, ZYGOTE_KILL
-from ipc_protocol.session import CancelReceived, Event, Failed, Hello, Opened, RequestReceived
 from ipc_protocol.values import LayerReport
 from ipc_protocol.work import Fork, Forked, Kill, WatchExits, WorkerExited
 

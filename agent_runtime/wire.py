@@ -9,7 +9,8 @@ from typing import Final
 
 from ipc_protocol import limits
 from ipc_protocol.errors import Failure
-from ipc_protocol.session import Event, Failed, Hello, Opened, Session
+from ipc_protocol.events import Event, Failed, Hello, Opened
+from ipc_protocol.session import Session
 
 END_OF_LINE: Final = "protocol.closed"
 """The code of the `Failed` event with which a line ends when its peer has hung up."""

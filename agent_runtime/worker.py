@@ -19,9 +19,7 @@ import msgspec
 from agent_runtime.loop import LOOP_VERSION, advance, start
 from agent_runtime.wire import END_OF_LINE, BlockingLine
 from ipc_protocol.errors import Failure, Problem
-from ipc_protocol.frames import typed
-from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE, WORKER_START, Method
-from ipc_protocol.session import (
+from ipc_protocol.events import (
     CancelReceived,
     ErrorReceived,
     Event,
@@ -30,6 +28,8 @@ from ipc_protocol.session import (
     RequestReceived,
     ResultReceived,
 )
+from ipc_protocol.frames import typed
+from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE, WORKER_START, Method
 from ipc_protocol.work import (
     AgentProfile,
     Completion,

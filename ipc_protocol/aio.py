@@ -23,9 +23,7 @@ import msgspec
 
 from ipc_protocol import limits
 from ipc_protocol.errors import Failure, Problem
-from ipc_protocol.frames import FrameError, typed
-from ipc_protocol.methods import Method
-from ipc_protocol.session import (
+from ipc_protocol.events import (
     CancelReceived,
     ErrorReceived,
     Event,
@@ -36,9 +34,11 @@ from ipc_protocol.session import (
     Opened,
     RequestReceived,
     ResultReceived,
-    Session,
-    SessionState,
 )
+from ipc_protocol.frames import FrameError, typed
+from ipc_protocol.methods import Method
+from ipc_protocol.session import Session
+from ipc_protocol.states import SessionState
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +48,6 @@ Item = TypeVar("Item")
 
 ITEMS_RESUME: Final = limits.STREAM_ITEMS_MAX // 2
 """Reading goes on when half of a full buffer has been taken, so that it does not flutter."""
-
-WRITE_BYTES_MAX: Final = limits.WRITE_HIGH_WATER_BYTES + 2 * limits.FRAME_BODY_BYTES_MAX
-"""What is kept for a peer that does not read: the high mark, the frame that crossed it, and as much
-again of errors and cancellations, which do not wait for their turn."""
-
-CLOSE_SECONDS_MAX = 1.0
-"""How long a closing connection waits for the peer to take what was written."""
 
 
 class Call:
@@ -257,7 +250,9 @@ class Connection:
         """What is written goes out first, but a peer that does not take it holds nothing up."""
         if self._abort_timer is None and self._transport is not None and not self.closed:
             self._transport.close()
-            self._abort_timer = self._loop.call_later(CLOSE_SECONDS_MAX, self._transport.abort)
+            self._abort_timer = self._loop.call_later(
+                limits.CLOSE_SECONDS_MAX, self._transport.abort
+            )
 
     # -- calling the peer
 
@@ -454,7 +449,7 @@ class Connection:
     def _write(self, data: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        if self._transport.get_write_buffer_size() > WRITE_BYTES_MAX:
+        if self._transport.get_write_buffer_size() > limits.WRITE_BYTES_MAX:
             self._transport.abort()
             self._fail(Problem(code="protocol.closed", message="The peer does not read."))
         elif data:

@@ -42,3 +42,18 @@ the largest frame stays queued, so the socket never runs dry while the writer wa
 
 SOCKET_READ_BYTES: Final = 256 * 1024
 """One read: a full kernel buffer of a Unix socket (208 KiB by default)."""
+
+BODY_BYTES_MIN: Final = 8 * 1024
+"""The least body that an end must accept: every error fits, with room for its cure."""
+
+SENTENCE_CHARACTERS_MAX: Final = 500
+"""What is kept of a sentence and of a cure where the whole error would not fit."""
+
+assert BODY_BYTES_MIN >= 2 * 4 * SENTENCE_CHARACTERS_MAX + 1024  # 4 bytes each, and the names
+
+WRITE_BYTES_MAX: Final = WRITE_HIGH_WATER_BYTES + 2 * FRAME_BODY_BYTES_MAX
+"""What is kept for a peer that does not read: the high mark, the frame that crossed it, and as much
+again of errors and cancellations, which do not wait for their turn."""
+
+CLOSE_SECONDS_MAX: Final = 1.0
+"""How long a closing connection waits for the peer to take what was written."""

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, 
 
 import msgspec
 
-from ipc_protocol import aio, limits, methods, session
+from ipc_protocol import events, limits, methods, states
 from ipc_protocol.errors import CODES, Problem
 from ipc_protocol.frames import FrameType
 from ipc_protocol.inference import Nothing
@@ -148,7 +148,7 @@ def frame_types() -> str:
 def limits_table() -> str:
     rows = [
         ("length of a body", f"{limits.FRAME_BODY_BYTES_MAX} bytes, or what the hello settles"),
-        ("least length that an end must accept", f"{session.BODY_BYTES_MIN} bytes"),
+        ("least length that an end must accept", f"{limits.BODY_BYTES_MIN} bytes"),
         (
             "nesting of maps and arrays, the body itself being the first",
             f"{limits.BODY_DEPTH_MAX} levels",
@@ -162,7 +162,7 @@ def limits_table() -> str:
             f"{limits.STREAMS_MAX}, or what the hello settles",
         ),
         ("time until the peer's HELLO has come", f"{limits.HELLO_SECONDS_MAX:g} s"),
-        ("answers that wait for a peer that does not read", f"{aio.WRITE_BYTES_MAX} bytes"),
+        ("answers that wait for a peer that does not read", f"{limits.WRITE_BYTES_MAX} bytes"),
         ("payload of a published message", f"{limits.PAYLOAD_BYTES_MAX} bytes"),
     ]
     return "\n".join(["| what | limit |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
@@ -184,13 +184,13 @@ def diagram(table: dict[tuple[Any, FrameType], Any], initial: enum.Enum, extra: 
 
 
 def session_states() -> str:
-    alive = [state for state in session.SessionState if state is not session.SessionState.FAILED]
+    alive = [state for state in states.SessionState if state is not states.SessionState.FAILED]
     extra = [f"    {state.value} --> failed: ERROR on stream 0, or a violation" for state in alive]
-    return diagram(session.SESSION, session.SessionState.GREETING, extra)
+    return diagram(states.SESSION, states.SessionState.GREETING, extra)
 
 
 def stream_states() -> str:
-    return diagram(session.STREAM, session.StreamState.OPEN, ["    closed --> [*]"])
+    return diagram(states.STREAM, states.StreamState.OPEN, ["    closed --> [*]"])
 
 
 def struct_section(struct: Struct) -> str:
@@ -244,7 +244,7 @@ def line_methods() -> str:
 
 
 def session_types() -> str:
-    roots: list[Struct] = [session.Hello, session.Request, Problem]
+    roots: list[Struct] = [events.Hello, events.Request, Problem]
     return "\n\n".join(struct_section(struct) for struct in with_parts(roots))
 
 

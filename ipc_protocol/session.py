@@ -6,19 +6,31 @@ larger than the one before. A stream carries any number of ITEMs from the one wh
 exactly one RESULT or ERROR. The one who asked may send CANCEL; the stream still ends with a RESULT
 or an ERROR. GOODBYE announces an orderly end: no new streams, open ones finish.
 
-`SESSION` and `STREAM` below are the whole of it: a pair that is not in them is a violation. Beside
-them stands one rule: an ERROR on stream 0 is the peer's last word, and ends the session at once.
+`SESSION` and `STREAM` of `states` are the whole of it: a pair that is not in them is a violation.
+Beside them stands one rule: an ERROR on stream 0 is the peer's last word and ends the session.
 `Session.receive` never raises for what the peer does: it returns a `Failed` event with the reason
 and the bytes to send before hanging up. Misuse by this program raises `LocalProtocolError`.
 """
-
-import enum
-from typing import Annotated, Any, Final
 
 import msgspec
 
 from ipc_protocol import limits
 from ipc_protocol.errors import LocalProtocolError, Problem
+from ipc_protocol.events import (
+    CancelReceived,
+    ErrorReceived,
+    Event,
+    Failed,
+    GoodbyeReceived,
+    Hello,
+    ItemReceived,
+    Opened,
+    Request,
+    RequestReceived,
+    ResultReceived,
+    Settled,
+    settle,
+)
 from ipc_protocol.frames import (
     STREAM_MAX,
     Frame,
@@ -28,153 +40,7 @@ from ipc_protocol.frames import (
     encode,
     typed,
 )
-from ipc_protocol.values import Message
-
-# ---- What is settled by the hello ---------------------------------------------------------------
-
-
-BODY_BYTES_MIN: Final = 8 * 1024
-"""The least body that an end must accept: every error fits, with room for its cure."""
-
-SENTENCE_CHARACTERS_MAX: Final = 500
-"""What is kept of a sentence and of a cure where the whole error would not fit."""
-
-assert BODY_BYTES_MIN >= 2 * 4 * SENTENCE_CHARACTERS_MAX + 1024  # 4 bytes each, and the names
-
-
-class Limits(Message, frozen=True):
-    body_bytes_max: Annotated[int, msgspec.Meta(ge=BODY_BYTES_MIN)] = limits.FRAME_BODY_BYTES_MAX
-    streams_max: Annotated[int, msgspec.Meta(ge=1)] = limits.STREAMS_MAX
-
-
-class Hello(Message, frozen=True):
-    """Who speaks, what it can do beyond version 1, and what it accepts."""
-
-    name: Annotated[str, msgspec.Meta(max_length=200)]
-    features: list[str] = []
-    limits: Limits = Limits()
-
-
-class Request(Message, frozen=True):
-    method: str
-    params: dict[str, Any] = {}
-
-
-class Settled(Message, frozen=True):
-    """The outcome of the hello: features both have, the smaller of each limit."""
-
-    peer: str
-    features: list[str]
-    limits: Limits
-
-
-def settle(ours: Hello, theirs: Hello) -> Settled:
-    return Settled(
-        peer=theirs.name,
-        features=sorted(set(ours.features) & set(theirs.features)),
-        limits=Limits(
-            body_bytes_max=min(ours.limits.body_bytes_max, theirs.limits.body_bytes_max),
-            streams_max=min(ours.limits.streams_max, theirs.limits.streams_max),
-        ),
-    )
-
-
-# ---- States -------------------------------------------------------------------------------------
-
-
-class SessionState(enum.Enum):
-    GREETING = "greeting"
-    OPEN = "open"
-    LEAVING = "leaving"
-    FAILED = "failed"
-
-
-SESSION: Final[dict[tuple[SessionState, FrameType], SessionState]] = {
-    (SessionState.GREETING, FrameType.HELLO): SessionState.OPEN,
-    (SessionState.OPEN, FrameType.REQUEST): SessionState.OPEN,
-    (SessionState.OPEN, FrameType.ITEM): SessionState.OPEN,
-    (SessionState.OPEN, FrameType.RESULT): SessionState.OPEN,
-    (SessionState.OPEN, FrameType.ERROR): SessionState.OPEN,
-    (SessionState.OPEN, FrameType.CANCEL): SessionState.OPEN,
-    (SessionState.OPEN, FrameType.GOODBYE): SessionState.LEAVING,
-    (SessionState.LEAVING, FrameType.ITEM): SessionState.LEAVING,
-    (SessionState.LEAVING, FrameType.RESULT): SessionState.LEAVING,
-    (SessionState.LEAVING, FrameType.ERROR): SessionState.LEAVING,
-    (SessionState.LEAVING, FrameType.CANCEL): SessionState.LEAVING,
-}
-"""What the peer may send. After its GOODBYE it opens no stream; the rest runs out."""
-
-
-class StreamState(enum.Enum):
-    OPEN = "open"
-    CANCELLING = "cancelling"
-    CLOSED = "closed"
-
-
-STREAM: Final[dict[tuple[StreamState, FrameType], StreamState]] = {
-    (StreamState.OPEN, FrameType.ITEM): StreamState.OPEN,
-    (StreamState.OPEN, FrameType.RESULT): StreamState.CLOSED,
-    (StreamState.OPEN, FrameType.ERROR): StreamState.CLOSED,
-    (StreamState.OPEN, FrameType.CANCEL): StreamState.CANCELLING,
-    (StreamState.CANCELLING, FrameType.ITEM): StreamState.CANCELLING,
-    (StreamState.CANCELLING, FrameType.RESULT): StreamState.CLOSED,
-    (StreamState.CANCELLING, FrameType.ERROR): StreamState.CLOSED,
-}
-
-# ---- Events -------------------------------------------------------------------------------------
-
-
-class Opened(Message, frozen=True):
-    """The hello is settled; requests may flow."""
-
-    settled: Settled
-
-
-class RequestReceived(Message, frozen=True):
-    stream: int
-    request: Request
-
-
-class ItemReceived(Message, frozen=True):
-    stream: int
-    value: dict[str, Any]
-
-
-class ResultReceived(Message, frozen=True):
-    stream: int
-    value: dict[str, Any]
-
-
-class ErrorReceived(Message, frozen=True):
-    stream: int
-    problem: Problem
-
-
-class CancelReceived(Message, frozen=True):
-    stream: int
-
-
-class GoodbyeReceived(Message, frozen=True):
-    pass
-
-
-class Failed(Message, frozen=True):
-    """The connection is over. Send `farewell` (it may be empty), then hang up."""
-
-    problem: Problem
-    farewell: bytes = b""
-
-
-Event = (
-    Opened
-    | RequestReceived
-    | ItemReceived
-    | ResultReceived
-    | ErrorReceived
-    | CancelReceived
-    | GoodbyeReceived
-    | Failed
-)
+from ipc_protocol.states import SESSION, STREAM, SessionState, StreamState
 
 
 class _Violation(Exception):
@@ -463,7 +329,7 @@ def _shortened(problem: Problem) -> Problem:
 
 def _sendable(text: str) -> str:
     """The beginning of `text`, without the lone surrogates that UTF-8 cannot say."""
-    return text[:SENTENCE_CHARACTERS_MAX].encode(errors="replace").decode()
+    return text[: limits.SENTENCE_CHARACTERS_MAX].encode(errors="replace").decode()
 
 
 def _move(streams: dict[int, StreamState], stream: int, state: StreamState) -> None:

@@ -51,6 +51,8 @@ every driver instead, which finds the same work."""
 
 EXIT_FAILED: Final = 1
 
+PRIVATE_UMASK: Final = 0o077
+
 
 def clock_us() -> int:
     """Microseconds since the epoch."""
@@ -195,6 +197,8 @@ class Daemon:
                         self._wake(change.data["agent"])
                     case "delivery.parked":
                         self._due.set()
+                    case "message.published":
+                        self._metrics.published(change.data["priority"])
                     case "deadletter":
                         self._metrics.dead_letter(change.data["code"])
                         log.error("dead letter: %s", change.data["reason"])
@@ -219,7 +223,7 @@ class Daemon:
         """Queue parked deliveries again when they are due."""
         while True:
             self._due.clear()
-            resumed = await self._store.apply(resume_due, BUS, ResumeDue())
+            resumed = await self._store.apply_when_room(resume_due, BUS, ResumeDue())
             until_s = None
             if resumed.next_due_us is not None:
                 until_s = max(0, resumed.next_due_us - clock_us()) / 1e6
@@ -289,7 +293,8 @@ def run(config: Config) -> int:
 
 
 def _make_folders(config: Config) -> None:
-    """What the daemon writes is its user's alone."""
+    """What the daemon writes, its programs' files too, is its user's alone."""
+    os.umask(PRIVATE_UMASK)
     for folder in (config.daemon.state, config.daemon.state / "work"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     config.daemon.socket.parent.mkdir(parents=True, exist_ok=True)

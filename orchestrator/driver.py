@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import msgspec
 
@@ -62,7 +62,6 @@ from orchestrator.effects import Lease as EffectLease
 from orchestrator.engines import EmbeddingEngine
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
-from orchestrator.store.writer import Reducer
 from orchestrator.supervision.child import ChildState
 from orchestrator.supervision.hang import WORKER_PATIENCE_US
 from orchestrator.supervision.restart import Died, Quarantine, RestartPolicy, RestartType
@@ -70,9 +69,6 @@ from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.workers import EXIT_NOTICE_SECONDS_MAX, Worker, Zygote
 
 log = logging.getLogger(__name__)
-
-A = TypeVar("A")
-R = TypeVar("R")
 
 SEED_BITS: Final = 63
 """A seed is an integer of the store."""
@@ -240,14 +236,22 @@ class Driver:
             loop=self._loop,
             prompts=self._prompts,
         )
-        return await self._write(lease_next, BUS, request)
+        return await self._store.apply_when_room(lease_next, BUS, request)
 
     async def _wait_for_work(self, worker: Worker) -> None:
         await _first(self._awake.wait(), worker.connection.wait_closed())
 
     async def _give_back(self, incarnation: str) -> None:
-        """What the worker still held goes back, unless its death was counted already."""
-        await self._write(release_leases, BUS, ReleaseLeases(incarnation=incarnation))
+        """What the worker still held goes back, unless its death was counted already.
+
+        A daemon that is stopping waits for no room on the disk: its next start gives all back.
+        """
+        released = ReleaseLeases(incarnation=incarnation)
+        if _is_stopping():
+            with contextlib.suppress(Failure):
+                await self._store.apply(release_leases, BUS, released)
+        else:
+            await self._store.apply_when_room(release_leases, BUS, released)
 
     # -- one delivery
 
@@ -305,7 +309,7 @@ class Driver:
             # A memory without a vector is still found by its words.
             with contextlib.suppress(Failure):
                 vectors.extend(await self._embedding.embed(memories))
-        completed: Completed = await self._write(
+        completed: Completed = await self._store.apply_when_room(
             complete,
             self.name,
             Complete(
@@ -327,7 +331,7 @@ class Driver:
         if worker.connection.closed or work.hung.done():
             died, reason = await _cause_of_death(worker, work)
             ended = Fail(delivery=delivery, incarnation=incarnation, error=reason, worker_died=died)
-            await self._write(fail, BUS, ended)
+            await self._store.apply_when_room(fail, BUS, ended)
             raise failure
         if failure.code.startswith(PASSING):
             until_us = self._clock_us() + RETRY_US
@@ -338,7 +342,7 @@ class Driver:
                 until_us=until_us,
                 on=str(failure),
             )
-            await self._write(park, BUS, again)
+            await self._store.apply_when_room(park, BUS, again)
         else:
             refused = Fail(
                 delivery=delivery,
@@ -347,18 +351,7 @@ class Driver:
                 worker_died=False,
                 final=True,
             )
-            await self._write(fail, BUS, refused)
-
-    async def _write(self, reducer: Reducer[A, R], actor: str, arguments: A) -> R:
-        """Apply a reducer; while the disk is full, wait for room with what is at hand."""
-        while True:
-            try:
-                return await self._store.apply(reducer, actor, arguments)
-            except Failure as failure:
-                if failure.code != "store.full":
-                    raise
-                self._supervisor.detail = str(failure)
-                await asyncio.sleep(RETRY_US / 1e6)
+            await self._store.apply_when_room(fail, BUS, refused)
 
     # -- effects
 
@@ -385,7 +378,7 @@ class Driver:
             self._expect_progress(work)
 
     async def _ask_person(self, work: _Work, question: NeedsAnswer) -> None:
-        await self._write(
+        await self._store.apply_when_room(
             request_attention,
             self.name,
             RequestAttention(
@@ -425,10 +418,10 @@ class Driver:
             f"{self.name} died {quarantine.deaths} times within "
             f"{quarantine.window_us / 1e6:g} s and is quarantined: {self._supervisor.detail}"
         )
-        await self._write(
+        await self._store.apply_when_room(
             report_health, BUS, HealthEvent(kind="quarantine", detail=detail, agent=self.name)
         )
-        await self._write(
+        await self._store.apply_when_room(
             raise_attention, BUS, RaiseAttention(agent=self.name, question=f"{detail} Restart it?")
         )
 
@@ -442,6 +435,11 @@ async def _cause_of_death(worker: Worker, work: _Work) -> tuple[bool, str]:
         return True, f"The worker hung up: {worker.connection.problem}."
     exit_ = worker.exited.result()
     return exit_.own, f"The worker {exit_.description}."
+
+
+def _is_stopping() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _hang(work: _Work) -> None:

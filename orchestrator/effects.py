@@ -141,7 +141,8 @@ class Effects:
             started_us=started_us,
             tokens=done.tokens,
         )
-        return await self._store.apply(append_journal, self._agent.name, entry)
+        # What was done cannot be undone: its entry waits for room where there is none.
+        return await self._store.apply_when_room(append_journal, self._agent.name, entry)
 
     def _account(self, lease: Lease, effect: Effect, done: _Done, took_us: int) -> None:
         lease.spent = lease.spent.plus(

@@ -16,6 +16,7 @@ from inference_client.client import EngineClient
 from ipc_protocol.aio import Connection, Handlers
 from ipc_protocol.control import EngineSummary
 from ipc_protocol.errors import Failure
+from ipc_protocol.events import Hello
 from ipc_protocol.inference import (
     EngineStart,
     EngineStatus,
@@ -24,7 +25,6 @@ from ipc_protocol.inference import (
     Score,
     Scored,
 )
-from ipc_protocol.session import Hello
 from orchestrator.supervision.child import ChildState
 from orchestrator.supervision.processes import ChildProcess
 from orchestrator.supervision.restart import Died

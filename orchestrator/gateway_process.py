@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ipc_protocol.aio import Connection, Handlers
-from ipc_protocol.session import Hello
+from ipc_protocol.events import Hello
 from orchestrator.config.types import Config
 from orchestrator.supervision.processes import ChildProcess
 from orchestrator.supervision.restart import Died

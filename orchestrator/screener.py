@@ -74,7 +74,7 @@ class Screener:
         (vector,) = _vectors(await self._embedding.embed([text]))
         known = [agent for agent in message.agents if agent in board.agents]
         found = screening.screen(vector, board, known)
-        await self._store.apply(
+        await self._store.apply_when_room(
             attach_screening,
             BUS,
             Screening(

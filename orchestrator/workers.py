@@ -17,8 +17,8 @@ import msgspec
 
 from ipc_protocol.aio import Connection, Handlers
 from ipc_protocol.errors import Failure
+from ipc_protocol.events import Hello
 from ipc_protocol.methods import ZYGOTE_EXITS, ZYGOTE_FORK, ZYGOTE_KILL
-from ipc_protocol.session import Hello
 from ipc_protocol.values import LayerReport
 from ipc_protocol.work import Fork, Kill, WatchExits
 from orchestrator.supervision.processes import ChildProcess

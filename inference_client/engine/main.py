@@ -16,7 +16,7 @@ import click
 import uvloop
 
 from ipc_protocol.aio import Connection, Handlers
-from ipc_protocol.session import Hello
+from ipc_protocol.events import Hello
 
 Kind = Literal["language", "embedding"]
 

@@ -21,7 +21,7 @@ MEMORIES_MAX: Final = 8
 """Memories of one completion: reflection writes one, a component perhaps one for each deed."""
 
 MEMORY_CHARS_MAX: Final = 4096
-"""Text and lesson of a memory: a page. What is recalled goes into a prompt, where lines are dear."""
+"""Text and lesson of a memory: a page. What is recalled fills a prompt, where lines are dear."""
 
 TASK_CHANGES_MAX: Final = 64
 """Task changes of one completion: as many as tool calls are allowed at the most."""

@@ -10,8 +10,8 @@ import msgspec
 
 from ipc_protocol.aio import Connection, connect
 from ipc_protocol.errors import Failure
+from ipc_protocol.events import Hello
 from ipc_protocol.methods import Method
-from ipc_protocol.session import Hello
 from orchestrator.cli.exits import CommandError, Exit
 
 P = TypeVar("P", bound=msgspec.Struct)

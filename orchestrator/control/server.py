@@ -16,7 +16,7 @@ from typing import Final
 
 from ipc_protocol.aio import Connection, Handlers
 from ipc_protocol.errors import Failure
-from ipc_protocol.session import Hello
+from ipc_protocol.events import Hello
 
 log = logging.getLogger(__name__)
 

@@ -127,12 +127,10 @@ class Service:
             message_id=f"ask:{named}" if named and isinstance(request, control.Ask) else None,
         )
         try:
-            receipt = await self._store.apply(publish, OPERATOR, message)
+            return await self._store.apply(publish, OPERATOR, message)
         except Failure as failure:
             self._metrics.publish_refused(failure.code)
             raise
-        self._metrics.published(request.priority)
-        return receipt
 
     async def _answer(self, wait: control.AwaitAnswer, _: Call) -> control.Conversation:
         kinds = {"conversation.answered"}

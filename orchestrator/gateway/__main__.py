@@ -17,7 +17,7 @@ import uvloop
 
 from ipc_protocol.aio import Connection, Handlers
 from ipc_protocol.errors import Failure
-from ipc_protocol.session import Hello
+from ipc_protocol.events import Hello
 from orchestrator.gateway.address import Address, AddressError, InternetAddress, parse_address
 from orchestrator.gateway.listener import ListenError, listening
 from orchestrator.gateway.server import Server, serving

@@ -2,11 +2,12 @@
 
 import asyncio
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ipc_protocol.errors import Failure
 from orchestrator.store.changes import Change, Changes
@@ -15,8 +16,13 @@ from orchestrator.store.migration import open_current
 from orchestrator.store.reader import Reader
 from orchestrator.store.writer import REDUCERS_WAITING_MAX, Reducer, Request, Writer
 
+log = logging.getLogger(__name__)
+
 A = TypeVar("A")
 R = TypeVar("R")
+
+FULL_RETRY_SECONDS: Final = 1.0
+"""Between two attempts at a full disk: a person frees it, so a second is soon enough."""
 
 
 class Store:
@@ -86,6 +92,23 @@ class Store:
         settled: asyncio.Future[R] = self._loop.create_future()
         self._writer.submit_nowait(Request(reducer, actor, arguments, settled))
         return await settled
+
+    async def apply_when_room(self, reducer: Reducer[A, R], actor: str, arguments: A) -> R:
+        """As `apply`, but while the disk is full it is tried again, for as long as that takes.
+
+        For what the daemon itself must write: nobody else could repeat it.
+        """
+        told = False
+        while True:
+            try:
+                return await self.apply(reducer, actor, arguments)
+            except Failure as failure:
+                if failure.code != "store.full":
+                    raise
+                if not told:
+                    log.warning("%s It is tried again every %g s.", failure, FULL_RETRY_SECONDS)
+                    told = True
+            await asyncio.sleep(FULL_RETRY_SECONDS)
 
     def _hand_over(self, batch: list[Request]) -> None:
         self._loop.call_soon_threadsafe(self._settle, batch)

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import os
 import stat
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 from msgspec import Meta
@@ -23,9 +24,28 @@ from orchestrator.tools.openat2 import (
     openat2,
 )
 from orchestrator.tools.summaries import summarise
-from orchestrator.tools.tool import Grants, Schema, Tool, ToolArguments, ToolContext, choice, record
+from orchestrator.tools.tool import (
+    Grants,
+    Schema,
+    Tool,
+    ToolArguments,
+    ToolContext,
+    meanings,
+    record,
+)
 
 DISK_REPORT: Final = "@disk"
+
+MEANINGS: Final[Mapping[str, str]] = {
+    "/proc/loadavg": "load, CPU, slow, health, status",
+    "/proc/meminfo": "memory, RAM, swap, slow, health, status",
+    "/proc/uptime": "uptime, reboot, restart, status",
+    DISK_REPORT: "disk, storage, partition, health, status",
+    "/etc/passwd": "accounts, users, logins, access",
+    "/etc/group": "groups, admin, permissions, access",
+    "/etc/ssh/sshd_config": "ssh, remote login, brute force",
+}
+"""What is found there, in the words of those who ask. Other paths speak for themselves."""
 
 
 class HostReadArguments(ToolArguments, frozen=True):
@@ -77,7 +97,9 @@ def read_host_file(path: str) -> str:
 
 
 def parameters(grants: Grants) -> Schema | None:
-    return record({"path": choice(grants.host_read)}) if grants.host_read else None
+    if not grants.host_read:
+        return None
+    return record({"path": meanings({path: MEANINGS.get(path, path) for path in grants.host_read})})
 
 
 HOST_READ: Final = Tool(

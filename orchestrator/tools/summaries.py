@@ -10,6 +10,7 @@ from typing import Final
 
 from orchestrator.tools import limits
 
+_LISTED_MAX: Final = 6
 _MEMORY_LINE: Final = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -68,10 +69,53 @@ def _uptime(content: str, _: int) -> str | None:
     return f"Up for {days} days, {rest // 3600} hours, {rest % 3600 // 60} minutes."
 
 
+_LOGIN_SHELL: Final = re.compile(r"/(?:ba|da|z|fi|k|c|tc)?sh$")
+_ADMIN_GROUPS: Final = ("root", "sudo", "wheel", "adm", "docker")
+
+
+def _accounts(content: str, _: int) -> str | None:
+    lines = [line.split(":") for line in content.splitlines()]
+    accounts = [fields for fields in lines if len(fields) == 7]
+    if not accounts:
+        return None
+    able = [fields[0] for fields in accounts if _LOGIN_SHELL.search(fields[6])]
+    rooted = [fields[0] for fields in accounts if fields[2] == "0"]
+    return (
+        f"{len(able)} of {len(accounts)} accounts have a login shell: {_listed(able)}. "
+        f"User id 0: {_listed(rooted)}."
+    )
+
+
+def _admins(content: str, _: int) -> str | None:
+    lines = [line.split(":") for line in content.splitlines()]
+    groups = {fields[0]: fields[3] for fields in lines if len(fields) == 4}
+    found = [f"{name}: {groups[name] or 'nobody'}" for name in _ADMIN_GROUPS if name in groups]
+    return f"Members of the groups with power: {'; '.join(found)}." if found else None
+
+
+def _remote_login(content: str, _: int) -> str | None:
+    fields = (line.split(None, 1) for line in content.splitlines())
+    said: dict[str, str] = {}
+    for field in fields:
+        if len(field) == 2:
+            said.setdefault(field[0].casefold(), field[1].strip())  # sshd takes the first
+    root = said.get("permitrootlogin", "prohibit-password by default")
+    password = said.get("passwordauthentication", "yes by default")
+    return f"Root may log in by ssh: {root}. Passwords are accepted: {password}."
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_LISTED_MAX]) or "none"
+    return shown if len(names) <= _LISTED_MAX else f"{shown} and {len(names) - _LISTED_MAX} more"
+
+
 _READINGS: Final[Mapping[str, Callable[[str, int], str | None]]] = {
     "/proc/meminfo": _memory,
     "/proc/loadavg": _load,
     "/proc/uptime": _uptime,
+    "/etc/passwd": _accounts,
+    "/etc/group": _admins,
+    "/etc/ssh/sshd_config": _remote_login,
 }
 
 

@@ -85,7 +85,7 @@ def choice(values: Sequence[str]) -> Schema:
 
 def meanings(values: Mapping[str, str]) -> Schema:
     """A choice whose values do not speak for themselves: each with its meaning in a few words."""
-    return {"oneOf": [{"const": value, "description": said} for value, said in values.items()]}
+    return {"anyOf": [{"const": value, "description": said} for value, said in values.items()]}
 
 
 def record(properties: Mapping[str, Schema]) -> Schema:

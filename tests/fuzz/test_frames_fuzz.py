@@ -5,9 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipc_protocol.errors import Problem
+from ipc_protocol.events import Failed, Hello, Request
 from ipc_protocol.frames import HEADER, VERSION, FrameDecoder, FrameType, encode
 from ipc_protocol.inference import Nothing
-from ipc_protocol.session import Failed, Hello, Request, Session, SessionState
+from ipc_protocol.session import Session
+from ipc_protocol.states import SessionState
 
 CONVERSATION = b"".join(
     [

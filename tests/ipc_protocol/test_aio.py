@@ -14,10 +14,11 @@ import pytest
 from ipc_protocol import aio, limits
 from ipc_protocol.aio import Call, Connection, Handlers
 from ipc_protocol.errors import Failure, Problem
+from ipc_protocol.events import Hello, Limits, Request
 from ipc_protocol.frames import HEADER, VERSION, FrameDecoder, FrameType, encode
 from ipc_protocol.inference import Nothing
+from ipc_protocol.limits import BODY_BYTES_MIN
 from ipc_protocol.methods import Method
-from ipc_protocol.session import BODY_BYTES_MIN, Hello, Limits, Request
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -636,7 +637,7 @@ async def test_no_call_is_made_after_the_peers_goodbye() -> None:
 async def test_closing_does_not_wait_for_a_peer_that_does_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(aio, "CLOSE_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(limits, "CLOSE_SECONDS_MAX", 0.01)
     flood = Flood()
     async with bare_line(Handlers().add(FLOOD, flood)) as (connection, bare):
         await bare.send(request(1, "test.flood", n=10**9))
@@ -649,7 +650,7 @@ async def test_closing_does_not_wait_for_a_peer_that_does_not_read(
 async def test_failing_does_not_wait_for_a_peer_that_does_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(aio, "CLOSE_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(limits, "CLOSE_SECONDS_MAX", 0.01)
     flood = Flood()
     async with bare_line(Handlers().add(FLOOD, flood)) as (connection, bare):
         await bare.send(request(1, "test.flood", n=10**9))
@@ -661,7 +662,7 @@ async def test_failing_does_not_wait_for_a_peer_that_does_not_read(
 
 
 async def test_an_end_that_is_cancelled_still_closes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aio, "CLOSE_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(limits, "CLOSE_SECONDS_MAX", 0.01)
     flood = Flood()
     async with bare_line(Handlers().add(FLOOD, flood)) as (connection, bare):
         await bare.send(request(1, "test.flood", n=10**9))
@@ -694,7 +695,7 @@ async def test_results_for_a_peer_that_does_not_read_wait_and_do_not_pile_up() -
 async def test_a_flood_of_errors_to_a_peer_that_does_not_read_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(aio, "WRITE_BYTES_MAX", 10_000)
+    monkeypatch.setattr(limits, "WRITE_BYTES_MAX", 10_000)
     async with bare_line() as (connection, bare):
         with contextlib.suppress(ConnectionError):
             for n in range(20_000):

@@ -9,9 +9,10 @@ import pytest
 from ipc_protocol import limits, reference
 from ipc_protocol.control import Ask
 from ipc_protocol.errors import CODES
+from ipc_protocol.events import Hello, Request
 from ipc_protocol.frames import VERSION, FrameDecoder, FrameType, encode
 from ipc_protocol.methods import ASK, LINES
-from ipc_protocol.session import SESSION, STREAM, Hello, Request
+from ipc_protocol.states import SESSION, STREAM
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 

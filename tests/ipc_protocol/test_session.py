@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 
 from ipc_protocol import limits
 from ipc_protocol.errors import Failure, LocalProtocolError, Problem
-from ipc_protocol.frames import HEADER, VERSION, FrameDecoder, FrameError, FrameType, encode
-from ipc_protocol.inference import Nothing
-from ipc_protocol.session import (
-    BODY_BYTES_MIN,
-    SESSION,
-    STREAM,
+from ipc_protocol.events import (
     CancelReceived,
     ErrorReceived,
     Event,
@@ -30,11 +25,13 @@ from ipc_protocol.session import (
     Request,
     RequestReceived,
     ResultReceived,
-    Session,
-    SessionState,
-    StreamState,
     settle,
 )
+from ipc_protocol.frames import HEADER, VERSION, FrameDecoder, FrameError, FrameType, encode
+from ipc_protocol.inference import Nothing
+from ipc_protocol.limits import BODY_BYTES_MIN
+from ipc_protocol.session import Session
+from ipc_protocol.states import SESSION, STREAM, SessionState, StreamState
 
 NOTHING = Nothing()
 

@@ -16,8 +16,8 @@ from stdlib_client import CANCEL, ERROR, HEADER, REQUEST, Client, ProtocolError,
 from ipc_protocol import control, methods
 from ipc_protocol.aio import Call, Connection, Handlers
 from ipc_protocol.errors import Failure
+from ipc_protocol.events import Hello
 from ipc_protocol.inference import Nothing
-from ipc_protocol.session import Hello
 from ipc_protocol.values import Receipt
 
 
