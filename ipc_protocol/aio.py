@@ -14,10 +14,9 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -37,6 +36,7 @@ from ipc_protocol.events import (
 )
 from ipc_protocol.frames import FrameError, typed
 from ipc_protocol.methods import Method
+from ipc_protocol.response import Response
 from ipc_protocol.session import Session
 from ipc_protocol.states import SessionState
 
@@ -45,9 +45,6 @@ log = logging.getLogger(__name__)
 P = TypeVar("P", bound=msgspec.Struct)
 R = TypeVar("R")
 Item = TypeVar("Item")
-
-ITEMS_RESUME: Final = limits.STREAM_ITEMS_MAX // 2
-"""Reading goes on when half of a full buffer has been taken, so that it does not flutter."""
 
 
 class Call:
@@ -92,82 +89,6 @@ class Handlers:
                 f"It serves {', '.join(sorted(self._by_name)) or 'none'}.",
             )
         return found
-
-
-class Response(Generic[R, Item]):
-    """A streamed response: iterate over its items, then read `result`."""
-
-    def __init__(self, connection: "Connection", method: Method[Any, R, Item]) -> None:
-        self._connection = connection
-        self._method = method
-        self._items: deque[dict[str, Any]] = deque()
-        self._arrived = asyncio.Event()
-        self._outcome: asyncio.Future[dict[str, Any]] = connection._loop.create_future()
-        self._dropping = False
-
-    @property
-    def closed(self) -> bool:
-        return self._outcome.done()
-
-    def _push(self, item: dict[str, Any]) -> None:
-        if self._dropping:
-            return
-        self._items.append(item)
-        if len(self._items) >= limits.STREAM_ITEMS_MAX:
-            self._connection._hold_reading(self)
-        self._arrived.set()
-
-    def _drop_items(self) -> None:
-        self._dropping = True
-        self._items.clear()
-        self._connection._release_reading(self)
-
-    def _finish(self, value: dict[str, Any]) -> None:
-        if not self._outcome.done():
-            self._outcome.set_result(value)
-        self._arrived.set()
-
-    def _fail(self, failure: Failure) -> None:
-        if not self._outcome.done():
-            self._outcome.set_exception(failure)
-            self._outcome.exception()  # seen here, so that asyncio does not call it forgotten
-        self._arrived.set()
-
-    async def __aiter__(self) -> AsyncIterator[Item]:
-        while True:
-            while self._items:
-                item = self._items.popleft()
-                if len(self._items) <= ITEMS_RESUME:
-                    self._connection._release_reading(self)
-                yield _answer_as(self._method.item, item, self._method)
-            if self.closed:
-                if self._outcome.exception() is not None:
-                    self._outcome.result()
-                return
-            self._arrived.clear()
-            await self._arrived.wait()
-
-    async def result(self) -> R:
-        """The final result; items that nobody has taken by now are dropped.
-
-        Raises `Failure` when the request ended in an error.
-        """
-        self._drop_items()
-        value: R = _answer_as(
-            self._method.result, await asyncio.shield(self._outcome), self._method
-        )
-        return value
-
-
-def _answer_as(type_: Any, plain: dict[str, Any], method: Method[Any, Any, Any]) -> Any:
-    try:
-        return typed(plain, type_)
-    except msgspec.ValidationError as error:
-        raise Failure(
-            "protocol.malformed",
-            f"The answer to {method.name} is not of its type: {error}.",
-            "The two ends are of different releases.",
-        ) from error
 
 
 class Connection:
@@ -275,7 +196,7 @@ class Connection:
             # Malformed is what the peer breaks; parameters that cannot be sent are the caller's.
             too_long = error.code == "protocol.frame-too-long"
             raise Failure(error.code if too_long else "request.invalid", str(error)) from error
-        response: Response[R, Item] = Response(self, method)
+        response: Response[R, Item] = Response(method, self._hold_reading, self._release_reading)
         self._responses[stream] = response
         self._write(data)
         try:
@@ -284,7 +205,7 @@ class Connection:
             if not response.closed and self._session.talking:
                 self._write(self._session.cancel(stream))
             del self._responses[stream]
-            response._drop_items()
+            response.drop_items()
 
     def _refused_here(self) -> Failure:
         if self._ending or self._session.state is not SessionState.OPEN:
@@ -312,13 +233,13 @@ class Connection:
                 self._start_serving(stream, request.method, request.params)
             case ItemReceived(stream=stream, value=value):
                 if stream in self._responses:
-                    self._responses[stream]._push(value)
+                    self._responses[stream].push(value)
             case ResultReceived(stream=stream, value=value):
                 if stream in self._responses:
-                    self._responses[stream]._finish(value)
+                    self._responses[stream].finish(value)
             case ErrorReceived(stream=stream, problem=problem):
                 if stream in self._responses:
-                    self._responses[stream]._fail(Failure.of(problem))
+                    self._responses[stream].fail(Failure.of(problem))
             case CancelReceived(stream=stream):
                 if stream in self._serving:
                     self._serving[stream].cancel()
@@ -365,7 +286,7 @@ class Connection:
         if not self._opened.done():
             self._opened.set_exception(self._closed_failure())
         for response in self._responses.values():
-            response._fail(self._closed_failure())
+            response.fail(self._closed_failure())
         self._writable.set()
 
     def _closed_failure(self) -> Failure:

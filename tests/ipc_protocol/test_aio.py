@@ -19,6 +19,7 @@ from ipc_protocol.frames import HEADER, VERSION, FrameDecoder, FrameType, encode
 from ipc_protocol.inference import Nothing
 from ipc_protocol.limits import BODY_BYTES_MIN
 from ipc_protocol.methods import Method
+from ipc_protocol.response import Response
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -439,7 +440,7 @@ async def test_two_full_streams_hold_the_reading_until_both_are_read() -> None:
         await stalled(floods[0])
         await stalled(floods[1])
 
-        async def take(response: aio.Response[Text, Text]) -> int:
+        async def take(response: Response[Text, Text]) -> int:
             return len([item async for item in response])
 
         assert set(await asyncio.gather(take(one), take(two))) == {1000}
