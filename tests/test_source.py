@@ -17,7 +17,7 @@ ROOT: Final = Path(__file__).parent.parent
 PACKAGES: Final = ("ipc_protocol", "inference_client", "agent_runtime", "orchestrator")
 
 ALLOWED: Final[dict[tuple[str, str, str], str]] = {
-    ("queue", "ipc_protocol/aio.py", "Response.__init__"): (
+    ("queue", "ipc_protocol/response.py", "Response.__init__"): (
         "the connection stops reading its socket at STREAM_ITEMS_MAX items"
     ),
 }

@@ -129,9 +129,8 @@ def prctl(option: int, argument: int = 0, second: int = 0) -> int:
 
 def set_process_name(name: str) -> None:
     """What `ps` and `top` show; the kernel keeps the first 15 bytes."""
-    _checked(
-        _prctl(PR_SET_NAME, ctypes.addressof(ctypes.create_string_buffer(name.encode())), 0, 0, 0)
-    )
+    buffer = ctypes.create_string_buffer(name.encode())  # kept alive: an address alone is not
+    _checked(_prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0))
 
 
 def close_range(first: int, last: int) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from agent_runtime.wire import END_OF_LINE, BlockingLine
+from ipc_protocol.events import Failed, Hello, Opened, RequestReceived
 from ipc_protocol.inference import Nothing
-from ipc_protocol.session import Failed, Hello, Opened, RequestReceived
 
 Ends = tuple[BlockingLine, BlockingLine]
 

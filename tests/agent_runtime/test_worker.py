@@ -9,10 +9,10 @@ from worker_peer import Orchestrator
 from agent_runtime.loop import LOOP_VERSION
 from agent_runtime.worker import Worker, worker_main
 from ipc_protocol.errors import Failure
+from ipc_protocol.events import CancelReceived, Failed, ResultReceived
 from ipc_protocol.frames import FrameType, encode
 from ipc_protocol.inference import Nothing
 from ipc_protocol.methods import WORKER_HANDLE, WORKER_START
-from ipc_protocol.session import CancelReceived, Failed, ResultReceived
 from ipc_protocol.work import (
     EffectResult,
     Infer,

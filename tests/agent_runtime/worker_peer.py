@@ -8,9 +8,7 @@ import msgspec
 
 from agent_runtime.wire import BlockingLine
 from ipc_protocol.errors import Problem
-from ipc_protocol.frames import typed
-from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE, WORKER_START
-from ipc_protocol.session import (
+from ipc_protocol.events import (
     CancelReceived,
     ErrorReceived,
     Event,
@@ -19,6 +17,8 @@ from ipc_protocol.session import (
     RequestReceived,
     ResultReceived,
 )
+from ipc_protocol.frames import typed
+from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE, WORKER_START
 from ipc_protocol.work import (
     AgentProfile,
     Completion,

@@ -1,4 +1,4 @@
-"""The real model, fetched once per machine, and engines that run it."""
+"""Engines that run the real model."""
 
 import contextlib
 import os
@@ -8,17 +8,9 @@ from pathlib import Path
 import pytest
 from engines import RunningEngine, running_engine
 
-from inference_client.models import Registry, default_cache
 from ipc_protocol.inference import EngineStart
 
 StartEngine = Callable[..., contextlib.AbstractAsyncContextManager[RunningEngine]]
-
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The GGUF of SmolLM2, pulled through the user's cache."""
-    registry = Registry(tmp_path_factory.mktemp("models"))
-    return registry.pull("smollm2", cache=default_cache()).path
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from inference_client.client import EngineClient
 from ipc_protocol.aio import Connection, Handlers
-from ipc_protocol.session import Hello
+from ipc_protocol.events import Hello
 
 
 class RunningEngine:

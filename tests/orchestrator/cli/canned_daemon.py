@@ -11,7 +11,7 @@ from typing import Any
 from ipc_protocol import control, inference, methods, work
 from ipc_protocol.aio import Call, Connection, Handlers
 from ipc_protocol.errors import Failure
-from ipc_protocol.session import Hello
+from ipc_protocol.events import Hello
 from ipc_protocol.values import LayerReport, Receipt
 
 NOW_US = 1_800_000_000_000_000

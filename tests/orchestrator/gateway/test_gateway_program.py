@@ -14,9 +14,9 @@ import pytest
 from ipc_protocol.aio import Call, Connection, Handlers
 from ipc_protocol.control import Exposition, Health
 from ipc_protocol.errors import Failure
+from ipc_protocol.events import Hello
 from ipc_protocol.inference import Nothing
 from ipc_protocol.methods import HEALTH, METRICS
-from ipc_protocol.session import Hello
 from orchestrator.gateway.__main__ import EXIT_ADDRESS, EXIT_LINE, EXIT_USAGE
 from orchestrator.gateway.server import REQUESTS_MAX, Server, serving
 from orchestrator.supervision.processes import ChildProcess

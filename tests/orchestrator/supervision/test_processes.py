@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ipc_protocol.aio import Connection, Handlers
 from ipc_protocol.errors import Failure
-from ipc_protocol.session import Hello
+from ipc_protocol.events import Hello
 from orchestrator.supervision.lines import LineSplitter
 from orchestrator.supervision.processes import ChildProcess, Death, StopDeadlines
 
