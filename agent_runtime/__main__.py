@@ -1,8 +1,8 @@
 """The zygote as a program: `python -m agent_runtime --fd N --descriptors M`.
 
-N is its line to the orchestrator, M a socket over which descriptors come: one datagram each, with
-the token that a `zygote.fork` request then names. It polls three things and blocks on nothing else:
-the line, and a pipe that the kernel writes to when a worker has died.
+N is its line to the orchestrator, M a socket over which descriptors come: a worker's socket and its
+log in one datagram, with the token that a `zygote.fork` request then names. It polls two things and
+blocks on nothing else: the line, and a pipe that the kernel writes to when a worker has died.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import select
 import signal
 import socket
 import sys
-from typing import Any, Final, NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -24,11 +25,10 @@ from ipc_protocol.errors import Failure
 from ipc_protocol.events import CancelReceived, Event, Failed, Hello, Opened, RequestReceived
 from ipc_protocol.frames import typed
 from ipc_protocol.inference import Nothing
+from ipc_protocol.limits import FORK_TOKEN_BYTES
 from ipc_protocol.methods import ZYGOTE_EXITS, ZYGOTE_FORK, ZYGOTE_KILL
 from ipc_protocol.values import LayerReport
 from ipc_protocol.work import Fork, Forked, Kill, WatchExits, WorkerExited
-
-TOKEN_BYTES: Final = 8
 
 
 class Program:
@@ -101,24 +101,25 @@ class Program:
             uid=fork.uid,
             gid=fork.uid,
         )
-        descriptor = self._descriptor(fork.token)
+        descriptors = self._descriptors_of(fork.token)
         try:
-            worker = self._zygote.fork(spec, descriptor)
+            worker = self._zygote.fork(spec, *descriptors)
         except ForkError as error:
             raise _refused(error) from error
         finally:
-            os.close(descriptor)
+            _close(descriptors)
         return Forked(pid=worker.pid, layers=[_report(report) for report in worker.reports])
 
-    def _descriptor(self, token: int) -> int:
-        """The socket that was sent for `token`; those of requests that never came are dropped."""
+    def _descriptors_of(self, token: int) -> tuple[int, int]:
+        """The socket and the log sent for `token`; those of requests that never came are closed."""
         while True:
-            data, fds, _, _ = socket.recv_fds(self._descriptors, TOKEN_BYTES, 1)
-            if not data or len(fds) != 1:
-                raise Failure("request.invalid", f"No descriptor came for token {token}.")
+            data, fds, _, _ = socket.recv_fds(self._descriptors, FORK_TOKEN_BYTES, 2)
+            if not data or len(fds) != 2:
+                _close(fds)
+                raise Failure("request.invalid", f"No descriptors came for token {token}.")
             if int.from_bytes(data, "big") == token:
-                return fds[0]
-            os.close(fds[0])
+                return fds[0], fds[1]
+            _close(fds)
 
     def _kill(self, kill: Kill) -> Nothing:
         with contextlib.suppress(UnknownWorker):  # it died first, and its death is told
@@ -133,6 +134,11 @@ class Program:
                 pid=exit_.pid, status=exit_.exit_status, description=exit_.description
             )
             self._line.send(self._line.session.item(self._exits, told))
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _report(report: Report) -> LayerReport:
@@ -176,7 +182,7 @@ def main() -> None:
     with (
         socket.socket(fileno=options.fd) as sock,
         socket.socket(fileno=options.descriptors) as descriptors,
-        Zygote(lambda sock, _: worker_main(sock), log_fd=sys.stderr.fileno()) as zygote,
+        Zygote(lambda sock, _: worker_main(sock)) as zygote,
     ):
         line = BlockingLine(sock, Hello(name="zygote"), initiator=True)
         Program(line, descriptors, zygote).serve(deaths_fd)

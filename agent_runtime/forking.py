@@ -33,6 +33,7 @@ from typing import NoReturn
 import msgspec
 
 from agent_runtime.sandbox import (
+    CURE_UNKNOWN,
     Confinement,
     LayerReport,
     SandboxRefusal,
@@ -371,6 +372,6 @@ def _send_refusal(fd: int, error: BaseException) -> None:
         record = _Refused(failure.layer, failure.errno, failure.detail, failure.cure, error.reports)
     else:
         number = error.errno or 0 if isinstance(error, OSError) else 0
-        record = _Refused("fork", number, f"{type(error).__name__}: {error}", "see `agentd doctor`")
+        record = _Refused("fork", number, f"{type(error).__name__}: {error}", CURE_UNKNOWN)
     with contextlib.suppress(OSError):
         _send(fd, record)

@@ -68,19 +68,14 @@ class Zygote:
         self,
         worker_main: WorkerMain,
         *,
-        log_fd: int | None = None,
         fork_seconds_max: float = limits.FORK_SECONDS_MAX,
     ) -> None:
-        """`worker_main` runs in the sealed worker; `log_fd` becomes its standard error.
-
-        Without `log_fd` what a worker writes there, its last traceback too, is lost.
-        """
+        """`worker_main` runs in the sealed worker."""
         self._worker_main = worker_main
         self._fork_seconds_max = fork_seconds_max
         self._agent_by_pid: dict[int, str] = {}
         # Opened once: after confinement there is no /dev.
         self._null_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._log_fd = self._null_fd if log_fd is None else log_fd
         sandbox.preload()
 
     def __enter__(self) -> Self:
@@ -105,10 +100,12 @@ class Zygote:
     def worker_pids(self) -> frozenset[int]:
         return frozenset(self._agent_by_pid)
 
-    def fork(self, spec: WorkerSpec, socket_fd: int) -> ConfinedProcess:
+    def fork(self, spec: WorkerSpec, socket_fd: int, log_fd: int) -> ConfinedProcess:
         """Fork a worker on the connected socket `socket_fd`, and wait until it is sealed.
 
-        The descriptor stays the caller's, who should close it. Raises `ForkError`.
+        `log_fd` becomes its standard error, of which it has no other: a worker that shared one
+        could speak in the name of others. Both stay the caller's, who should close them. Raises
+        `ForkError`.
         """
         confinement = Confinement(
             mode=spec.sandbox,
@@ -126,7 +123,7 @@ class Zygote:
             confinement,
             kept_fd=socket_fd,
             null_fd=self._null_fd,
-            log_fd=self._log_fd,
+            log_fd=log_fd,
             body=body,
             seconds_max=self._fork_seconds_max,
         )

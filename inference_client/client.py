@@ -39,19 +39,19 @@ class EngineClient:
 
     async def start(self, params: EngineStart) -> ModelInfo:
         """Load a model. Raises `model.invalid`."""
-        with _engine_alive():
+        with self._engine_alive():
             return await self._connection.call(methods.ENGINE_START, params)
 
     async def status(self) -> EngineStatus:
         """Slots, queue and usage, as they stand between two steps."""
-        with _engine_alive():
+        with self._engine_alive():
             return await self._connection.call(methods.ENGINE_STATUS, Nothing())
 
     async def generate(
         self, params: Generate, on_text: Callable[[str], Awaitable[None]] | None = None
     ) -> Generated:
         """The answer. With `params.stream`, `on_text` gets its text as it comes."""
-        with _engine_alive():
+        with self._engine_alive():
             async with self._connection.stream(methods.ENGINE_GENERATE, params) as response:
                 async for item in response:
                     if on_text is not None:
@@ -60,24 +60,24 @@ class EngineClient:
 
     async def score(self, params: Score) -> Scored:
         """The log-likelihood of a text as the continuation of another."""
-        with _engine_alive():
+        with self._engine_alive():
             return await self._connection.call(methods.ENGINE_SCORE, params)
 
     async def embed(self, texts: list[str]) -> Embedded:
         """A vector per text, from an embedding engine."""
-        with _engine_alive():
+        with self._engine_alive():
             return await self._connection.call(methods.ENGINE_EMBED, Embed(texts=texts))
 
-
-@contextlib.contextmanager
-def _engine_alive() -> Iterator[None]:
-    try:
-        yield
-    except Failure as failure:
-        if failure.code not in LINE_CODES:
-            raise
-        raise Failure(
-            "inference.unavailable",
-            f"The engine ended before it answered: {failure.problem.message}",
-            "Ask again when it has been restarted.",
-        ) from failure
+    @contextlib.contextmanager
+    def _engine_alive(self) -> Iterator[None]:
+        try:
+            yield
+        except Failure as failure:
+            # Whatever ended the line is not the answer to this request.
+            if failure.code not in LINE_CODES and failure.problem != self._connection.problem:
+                raise
+            raise Failure(
+                "inference.unavailable",
+                f"The engine ended before it answered: {failure.problem.message}",
+                "Ask again when it has been restarted.",
+            ) from failure

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from ipc_protocol.inference import EngineStatus
-from ipc_protocol.values import LayerReport, Message, Priority
+from ipc_protocol.values import Count, Id, LayerReport, Message, Priority
 from ipc_protocol.work import Memory
 
 ConversationState = Literal["open", "composing", "answered"]
@@ -16,7 +16,8 @@ class Ask(Message, frozen=True):
     to: str | None = None
     priority: Priority = "normal"
     correlation: str | None = None
-    """Name the conversation; asking twice under one name returns the first receipt."""
+    """Name the conversation. Asking the same again under its name returns the first receipt, asking
+    something else goes on with it."""
 
 
 class AwaitAnswer(Message, frozen=True):
@@ -164,10 +165,13 @@ class DeadLetter(Message, frozen=True):
 
 
 class Trace(Message, frozen=True):
+    """One conversation. `cut` says what was left out so that it fits into a frame."""
+
     conversation: Conversation
     messages: list[TracedMessage]
     deliveries: list[TracedDelivery]
     dead_letters: list[DeadLetter]
+    cut: str = ""
 
 
 class MemoryQuery(Message, frozen=True):
@@ -175,7 +179,7 @@ class MemoryQuery(Message, frozen=True):
 
     agent: str | None = None
     query: str | None = None
-    limit: int = 20
+    limit: Count = 20
 
 
 class OwnedMemory(Message, frozen=True):
@@ -224,7 +228,7 @@ class AttentionRequests(Message, frozen=True):
 
 
 class AttentionAnswer(Message, frozen=True):
-    id: int
+    id: Id
     text: str
 
 

@@ -15,6 +15,7 @@ CODES: Final[dict[str, str]] = {
     "protocol.unknown-type": "a frame has a type that this version does not know",
     "protocol.sequence": "a frame came when the session or its stream did not allow it",
     "protocol.hello-timeout": "no hello came in time",
+    "protocol.too-many-connections": "the socket serves as many connections as it can",
     "protocol.too-many-streams": "more requests are under way than the hello settled",
     "protocol.closed": "the connection ended before the answer came",
     "request.unknown-method": "there is no such method on this line",

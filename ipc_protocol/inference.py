@@ -159,11 +159,14 @@ class AgentUsage(Message, frozen=True):
 
 
 class EngineStatus(Message, frozen=True):
+    """One that is `working` makes steps; if their number stays the same, it hangs."""
+
     model: ModelInfo
     slots: list[SlotState] = []
     queue: list[Waiting] = []
     usage: list[AgentUsage] = []
     steps: int = 0
+    working: bool = False
     kv_cells_used: int = 0
     kv_cells: int = 0
 

@@ -32,6 +32,9 @@ STREAMS_MAX: Final = 1024
 STREAM_ITEMS_MAX: Final = 256
 """Items of one streamed response held for a slow reader before the connection stops reading."""
 
+FORK_TOKEN_BYTES: Final = 8
+"""What pairs a request for a worker with the datagram of its descriptors: a counter, big-endian."""
+
 HELLO_SECONDS_MAX: Final = 2.0
 """A peer that has not said hello by then is not a peer. A loaded machine answers in 50 ms."""
 

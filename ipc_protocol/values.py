@@ -3,9 +3,10 @@
 Times are integer microseconds since the epoch. Ids are integers of the store.
 """
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 Priority = Literal["urgent", "high", "normal", "low", "background"]
 PRIORITIES: Final[tuple[Priority, ...]] = ("urgent", "high", "normal", "low", "background")
@@ -17,8 +18,13 @@ def rank(priority: Priority) -> int:
     return PRIORITIES.index(priority)
 
 
-def more_urgent(one: Priority, other: Priority) -> Priority:
-    return min(one, other, key=rank)
+Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+"""Of a row of the store."""
+
+TimeUs = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""Microseconds since the epoch, as the store can hold them."""
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

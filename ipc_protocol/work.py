@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from ipc_protocol.inference import ChatMessage, Sampling
-from ipc_protocol.values import Envelope, LayerReport, Message, Priority
+from ipc_protocol.values import Count, Envelope, Id, LayerReport, Message, Priority, TimeUs
 
 Phase = Literal["triage", "act", "reflect", "compose"]
 
@@ -186,26 +186,25 @@ class Infer(Message, tag="infer", frozen=True):
 
     phase: Phase
     messages: list[ChatMessage]
-    tokens_max: int
+    tokens_max: Count
     schema: dict[str, Any] | None = None
 
 
 class Weigh(Message, tag="weigh", frozen=True):
-    """Ask for the verdict on `message`: its evidence weighed against what the model prefers.
+    """Ask for the verdict on the delivery's evidence, weighed against what the model prefers.
 
-    The orchestrator asks the model, because that takes the duties of all agents. It answers from
-    screening alone where the model cannot be asked or does not count.
+    The orchestrator knows the evidence and the message, and asks the model, because that takes the
+    duties of all agents. It answers from screening alone where the model cannot be asked or does
+    not count.
     """
 
     phase: Phase
-    message: str
-    evidence: Evidence
 
 
 class Recall(Message, tag="recall", frozen=True):
     phase: Phase
     query: str
-    limit: int = 3
+    limit: Count = 3
 
 
 class UseTool(Message, tag="tool", frozen=True):
@@ -225,8 +224,8 @@ Effect = Infer | Weigh | Recall | UseTool | Note
 
 
 class EffectRequest(Message, frozen=True):
-    delivery: int
-    step: int
+    delivery: Id
+    step: Count
     effect: Effect
 
 
@@ -288,7 +287,7 @@ class Outgoing(Message, tag="message", frozen=True):
 class TaskChange(Message, tag="task", frozen=True):
     """Create a task (`id` None) or update one of the agent's own."""
 
-    id: int | None
+    id: Id | None
     title: str | None = None
     state: Literal["open", "doing", "done", "dropped"] | None = None
     note: str = ""
@@ -315,12 +314,8 @@ class Completion(Message, frozen=True):
     outputs: list[Outgoing] = []
     tasks: list[TaskChange] = []
     memories: list[MemoryEntry] = []
-    until_us: int | None = None
+    until_us: TimeUs | None = None
     """When a deferred delivery is due again."""
-
-
-class Cancelled(Message, frozen=True):
-    """The worker has let go of a delivery that was taken from it."""
 
 
 def effect_key(effect: Effect) -> bytes:

@@ -7,20 +7,20 @@ anything is started.
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final
 
-from inference_client import gguf
 from inference_client.models import Registry
 from ipc_protocol.inference import EngineStart
 from ipc_protocol.work import AgentProfile, Fork
 from orchestrator import prompts
 from orchestrator.bus import topics
 from orchestrator.bus.registration import Registration
+from orchestrator.config.installed import embedding_file, model_file
 from orchestrator.config.types import AgentConfig, Config
 from orchestrator.driver import Driver
 from orchestrator.effects import Effects
 from orchestrator.engines import EmbeddingEngine, LanguageEngine
+from orchestrator.lane import Lane
 from orchestrator.metrics import Metrics
 from orchestrator.preferences import Preferences
 from orchestrator.store.store import Store
@@ -51,12 +51,11 @@ def registration(agent: AgentConfig) -> Registration:
 def language_engines(
     config: Config, clock_us: Callable[[], int], metrics: Metrics
 ) -> dict[str, LanguageEngine]:
-    """An engine for each configured model. Raises `model.unknown` or `model.invalid`."""
+    """An engine for each configured model. Raises `model.unknown`."""
     registry = Registry(config.models_folder)
     engines = {}
     for name, model in config.models.items():
-        path = Path(model.file) if model.is_path else registry.resolve(model.file)
-        gguf.read(path)
+        path = model_file(model, registry)
         start = EngineStart(
             name=name,
             path=str(path),
@@ -72,8 +71,8 @@ def language_engines(
 def embedding_engine(
     config: Config, clock_us: Callable[[], int], metrics: Metrics
 ) -> EmbeddingEngine:
-    chosen = config.embedding.engine
-    start = EngineStart(name="embed", path="" if chosen == "wordllama" else chosen)
+    file = embedding_file(config)
+    start = EngineStart(name="embed", path="" if file is None else str(file))
     return EmbeddingEngine(start, clock_us, metrics.program_restarted)
 
 
@@ -105,15 +104,23 @@ def drivers(
             metrics=metrics,
             clock_us=clock_us,
         )
+        lane = Lane(
+            agent.name,
+            store=store,
+            effects=effects,
+            embedding=embedding,
+            metrics=metrics,
+            clock_us=clock_us,
+        )
         made[agent.name] = Driver(
             agent,
             profile(agent, config),
             prompts.load(agent.name, config.prompts),
             _fork(agent, config, index),
+            lane,
+            effects,
             store=store,
-            effects=effects,
             zygote=zygote,
-            embedding=embedding,
             metrics=metrics,
             clock_us=clock_us,
         )

@@ -12,9 +12,9 @@ import msgspec
 EFFECTS_PER_STEP_MAX: Final = 4
 """A tool call costs a question, its tool, a retry of the question and a note at most."""
 
-EFFECTS_APART_FROM_STEPS_MAX: Final = 12
-"""Triage (recall, weigh, decide, retry, note), act's recall and last answer with its retry,
-reflection with its retry, and a note for each of the two."""
+EFFECTS_APART_FROM_STEPS_MAX: Final = 24
+"""Triage (recall, weigh, decide, retry, note), twice where a delivery was deferred, the recall and
+last answer of act with its retry, reflection with its retry, and some for other brains."""
 
 
 class Allowance(msgspec.Struct, frozen=True):
@@ -48,8 +48,6 @@ class Spent(msgspec.Struct, frozen=True):
 
 def over(spent: Spent, allowance: Allowance, *, tool: bool, infer: bool) -> str | None:
     """Why the next effect may not begin, or None. Notes and recalls cost an effect only."""
-    if spent.effects >= allowance.effects:
-        return f"It has used its {allowance.effects} effects."
     if tool and spent.steps >= allowance.steps:
         return f"It has used its {allowance.steps} tool calls."
     if infer and spent.tokens >= allowance.tokens:

@@ -1,8 +1,9 @@
 """The daemon: everything is put together here, started in order, and stopped in reverse.
 
-Theory of operation. The store is opened first and closed last. The control socket listens as soon
-as the store is open, so that what is asked while agents start is taken in and waits. Engines and
-the zygote start side by side; drivers lease nothing before their worker is up. Every task lives in
+Theory of operation. The control socket listens before anything is read or written, so that a
+daemon whose socket is in use changes nothing; who connects early waits until the store is open, and
+what is asked while agents start is taken in and waits. The store is closed last. Engines and the
+zygote start side by side; drivers lease nothing before their worker is up. Every task lives in
 one task group: when one of them fails for good the daemon stops, and the next start takes up what
 is on disk.
 """
@@ -12,6 +13,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Final
@@ -28,7 +30,7 @@ from orchestrator.bus.leasing import ReleaseLeases, ResumeDue, release_leases, r
 from orchestrator.bus.registration import RegisterAgents, register_agents
 from orchestrator.bus.routing import BUS
 from orchestrator.config.types import Config
-from orchestrator.control.server import serve_control
+from orchestrator.control.server import listening, serve_control
 from orchestrator.control.service import Service
 from orchestrator.control.views import Counts, Views
 from orchestrator.driver import Driver
@@ -37,8 +39,10 @@ from orchestrator.gateway_process import Gateway
 from orchestrator.logs import configure_logging
 from orchestrator.metrics import Metrics
 from orchestrator.screener import Screener
+from orchestrator.sockets import ListenError
 from orchestrator.store.changes import LAGGED
 from orchestrator.store.store import Store
+from orchestrator.supervision.restart import releases
 from orchestrator.tools.catalogue import CATALOGUE
 from orchestrator.version import VERSION
 from orchestrator.workers import Zygote
@@ -52,6 +56,7 @@ every driver instead, which finds the same work."""
 EXIT_FAILED: Final = 1
 
 PRIVATE_UMASK: Final = 0o077
+"""What the daemon writes, its programs' files too, is its user's alone."""
 
 
 def clock_us() -> int:
@@ -149,20 +154,21 @@ class Daemon:
 
     async def _on_health(self, _: Nothing, __: Call) -> control.Health:
         status = await self.status()
-        starting = [agent.name for agent in status.agents if agent.state not in ("idle", "busy")]
-        detail = f"not up: {', '.join(starting)}" if starting else ""
+        away = [agent.name for agent in status.agents if not _is_up(agent)]
+        away += [f"engine/{engine.name}" for engine in status.engines if not _answers(engine)]
+        detail = f"not up: {', '.join(away)}" if away else ""
         return control.Health(healthy=status.healthy, detail=detail)
 
     # -- the tasks
 
-    async def run(self, screener: Screener, handlers: Handlers) -> None:
+    async def run(self, screener: Screener, listener: socket.socket, handlers: Handlers) -> None:
         """Until `Stopping`, or until something fails for good."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._stop_on_signal())
             tasks.create_task(self._stop_on_store_failure())
             tasks.create_task(self._follow_changes())
             tasks.create_task(self._resume())
-            tasks.create_task(serve_control(self._config.daemon.socket, handlers))
+            tasks.create_task(serve_control(listener, handlers))
             for engine in self._engines:
                 tasks.create_task(engine.run())
             tasks.create_task(self._zygote.run())
@@ -188,7 +194,7 @@ class Daemon:
         raise await self._store.wait_failed()
 
     async def _follow_changes(self) -> None:
-        """Wake whoever has work now, and count what happened."""
+        """Wake whoever has work now, let out whom a person releases, and count what happened."""
         with self._store.changes.subscribe(None, CHANGES_MAX) as changes:
             self._wake_all()
             async for change in changes:
@@ -206,13 +212,27 @@ class Daemon:
                         lived_us = change.at_us - change.data["opened_us"]
                         self._metrics.conversation_answered(lived_us / 1e6)
                     case "attention.answered" if change.data["delivery"] is None:
-                        self._drivers[change.data["agent"]].release()
+                        self._release(change.data["agent"], change.data["summary"])
                     case kind if kind == LAGGED:
                         self._wake_all()
+                        await self._release_answered()
 
     def _wake(self, agent: str) -> None:
         if agent in self._drivers:
             self._drivers[agent].wake()
+
+    def _release(self, agent: str, answer: str) -> None:
+        """The answer may be about an agent that is no longer configured, and it may be no."""
+        driver = self._drivers.get(agent)
+        if driver is not None and releases(answer):
+            driver.release()
+
+    async def _release_answered(self) -> None:
+        """Whose answer may have been among the changes that were lost."""
+        answers = await self._views.quarantines()
+        for name, driver in self._drivers.items():
+            if driver.state == "quarantined" and (answer := answers.get(name)) is not None:
+                self._release(name, answer)
 
     def _wake_all(self) -> None:
         self._due.set()
@@ -233,8 +253,16 @@ class Daemon:
 
 
 def _healthy(agents: list[control.AgentStatus], engines: list[control.EngineSummary]) -> bool:
-    up = all(agent.state in ("idle", "busy") for agent in agents)
-    return up and all(engine.state == "ready" for engine in engines)
+    return all(map(_is_up, agents)) and all(map(_answers, engines))
+
+
+def _is_up(agent: control.AgentStatus) -> bool:
+    return agent.state in ("idle", "busy")
+
+
+def _answers(engine: control.EngineSummary) -> bool:
+    """One that is up and has no status is stuck."""
+    return engine.state == "ready" and engine.status is not None
 
 
 @contextlib.asynccontextmanager
@@ -254,7 +282,7 @@ async def opened(config: Config, metrics: Metrics) -> AsyncIterator[Store]:
         await store.close()
 
 
-async def _run(config: Config) -> None:
+async def _run(config: Config, listener: socket.socket) -> None:
     metrics = Metrics(VERSION, CATALOGUE.names, agents_max=config.gateway.agents_max)
     async with opened(config, metrics) as store:
         views = Views(store.reader("control"))
@@ -273,19 +301,22 @@ async def _run(config: Config) -> None:
         service = Service(
             daemon, store, views, metrics, config.conversation.time_to_live_us, clock_us
         )
-        await daemon.run(screener, service.handlers())
+        await daemon.run(screener, listener, service.handlers())
 
 
 def run(config: Config) -> int:
     """Run in the foreground until SIGTERM or SIGINT. Returns the exit status."""
     configure_logging(config.daemon.log, config.daemon.log_level)
-    _make_folders(config)
+    os.umask(PRIVATE_UMASK)
     status = 0
     try:
-        uvloop.run(_run(config))
+        config.daemon.socket.parent.mkdir(parents=True, exist_ok=True)
+        with listening(config.daemon.socket) as listener:
+            _make_folders(config)
+            uvloop.run(_run(config, listener))
     except* Stopping:
         pass
-    except* (Failure, OSError) as failed:
+    except* (Failure, ListenError, OSError) as failed:
         for error in failed.exceptions:
             log.error("%s", error)
         status = EXIT_FAILED
@@ -293,8 +324,5 @@ def run(config: Config) -> int:
 
 
 def _make_folders(config: Config) -> None:
-    """What the daemon writes, its programs' files too, is its user's alone."""
-    os.umask(PRIVATE_UMASK)
     for folder in (config.daemon.state, config.daemon.state / "work"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    config.daemon.socket.parent.mkdir(parents=True, exist_ok=True)

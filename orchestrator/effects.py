@@ -18,6 +18,7 @@ from ipc_protocol.work import (
     Effect,
     EffectRequest,
     EffectResult,
+    Evidence,
     Infer,
     Inferred,
     Memory,
@@ -26,10 +27,10 @@ from ipc_protocol.work import (
     Recall,
     Recalled,
     Refused,
-    ToolResult,
     UseTool,
     Weigh,
     Weighed,
+    effect_key,
 )
 from orchestrator import verdict
 from orchestrator.budget import Allowance, Spent, over
@@ -50,8 +51,12 @@ REFUSALS: Final = frozenset(
 )
 """Failures that the loop is told as a result. Anything else ends the delivery's attempt."""
 
-MEMORIES_MAX: Final = 8
-"""Recalled at once, whatever the worker asks for: they all end up in a prompt."""
+RECALLED_MAX: Final = 8
+"""Memories of one recall, whatever the worker asks for: they all end up in a prompt."""
+
+EFFECT_BYTES_MAX: Final = 256 * 1024
+"""One request in the journal: a prompt of 64,000 tokens, or the largest file that can be written
+four times over. With the effects of a delivery that bounds its journal to some MiB."""
 
 
 class NeedsAnswer(Exception):
@@ -64,22 +69,26 @@ class NeedsAnswer(Exception):
         self.question = question
 
 
-class Lease(msgspec.Struct):
-    """A delivery in work, and what its present run has spent."""
+class Attempt(msgspec.Struct):
+    """One attempt at a delivery: what it works on, how far it is, and what all have spent."""
 
     delivery: int
     incarnation: str
-    correlation: str
     priority: Priority
+    message: str
+    evidence: Evidence | None = None
     spent: Spent = Spent()
+    """By all runs and attempts so far. What is replayed was spent before."""
+    steps: int = 0
+    """Effects that this attempt has seen."""
 
 
 class _Done(msgspec.Struct, frozen=True):
-    """What came of an effect, and what it cost. `waited_us` is not the agent's own time."""
+    """What came of an effect, and what it cost the agent: tokens, and time that was not waiting."""
 
     result: EffectResult
     tokens: int = 0
-    waited_us: int = 0
+    time_us: int = 0
 
 
 class Effects:
@@ -113,98 +122,122 @@ class Effects:
             steps=agent.limits.steps, tokens=agent.limits.tokens, time_us=agent.limits.time_us
         )
 
-    async def perform(self, lease: Lease, request: EffectRequest) -> EffectResult:
+    async def perform(self, attempt: Attempt, request: EffectRequest) -> EffectResult:
         """The result of one effect, from the journal or from the world.
 
-        Raises `journal.mismatch`, `work.unknown-delivery`, or `NeedsAnswer`.
+        Raises `journal.mismatch`, `work.budget` for an effect beyond all of them,
+        `work.unknown-delivery`, or `NeedsAnswer`.
         """
         effect, step = request.effect, request.step
-        if step != lease.spent.effects + 1:
+        if step != attempt.steps + 1:
             raise Failure(
                 "journal.mismatch",
-                f"Step {step} was asked for, and {lease.spent.effects + 1} is next.",
+                f"Step {step} was asked for, and {attempt.steps + 1} is next.",
                 "A loop counts its effects from 1, and leaves none out.",
             )
-        written = await self._reader.view(read_journal, lease.delivery, step, effect)
-        if written is not None:
-            self._account(lease, effect, _Done(written, tokens=_tokens(written)), 0)
-            return written
+        written = await self._reader.view(read_journal, attempt.delivery, step, effect)
+        if written is None:
+            written = await self._perform_anew(attempt, step, effect)
+        attempt.steps = step
+        return written
+
+    async def _perform_anew(self, attempt: Attempt, step: int, effect: Effect) -> EffectResult:
+        self._require_bounds(attempt, effect)
         started_us = self._clock_us()
-        done = await self._do(lease, step, effect)
-        self._account(lease, effect, done, self._clock_us() - started_us)
+        done = await self._do(attempt, step, effect)
         entry = Append(
-            delivery=lease.delivery,
-            incarnation=lease.incarnation,
+            delivery=attempt.delivery,
+            incarnation=attempt.incarnation,
             step=step,
             effect=effect,
             result=done.result,
             started_us=started_us,
             tokens=done.tokens,
+            charged_us=done.time_us,
         )
-        # What was done cannot be undone: its entry waits for room where there is none.
-        return await self._store.apply_when_room(append_journal, self._agent.name, entry)
-
-    def _account(self, lease: Lease, effect: Effect, done: _Done, took_us: int) -> None:
-        lease.spent = lease.spent.plus(
-            tool=isinstance(effect, UseTool),
-            tokens=done.tokens,
-            time_us=max(0, took_us - done.waited_us),
+        result = await self._store.apply(append_journal, self._agent.name, entry)
+        attempt.spent = attempt.spent.plus(
+            tool=isinstance(effect, UseTool), tokens=done.tokens, time_us=done.time_us
         )
+        return result
 
-    async def _do(self, lease: Lease, step: int, effect: Effect) -> _Done:
-        tool, infer = isinstance(effect, UseTool), isinstance(effect, Infer | Weigh)
-        reason = over(lease.spent, self._allowance, tool=tool, infer=infer)
+    def _require_bounds(self, attempt: Attempt, effect: Effect) -> None:
+        """What is refused is journaled too, so there is an end to refusals and to their size."""
+        if attempt.spent.effects >= self._allowance.effects:
+            raise Failure(
+                "work.budget",
+                f"The delivery has used its {self._allowance.effects} effects.",
+                "Its loop does not end; see the trace.",
+            )
+        size = len(effect_key(effect))
+        if size > EFFECT_BYTES_MAX:
+            raise Failure(
+                "request.invalid",
+                f"An effect of {size} bytes is over the limit of {EFFECT_BYTES_MAX}.",
+            )
+
+    async def _do(self, attempt: Attempt, step: int, effect: Effect) -> _Done:
+        tool, infer = isinstance(effect, UseTool), isinstance(effect, Infer)
+        reason = over(attempt.spent, self._allowance, tool=tool, infer=infer)
         if reason is not None:
             return _Done(Refused(code="work.budget", message=reason))
         try:
-            return await self._act(lease, step, effect)
+            return await self._act(attempt, step, effect)
         except Failure as failure:
             if failure.code.startswith("inference."):
-                self._metrics.inference_failed(lease.priority, failure.code)
+                self._metrics.inference_failed(attempt.priority, failure.code)
             if failure.code not in REFUSALS:
                 raise
             return _Done(Refused(code=failure.code, message=str(failure)))
 
-    async def _act(self, lease: Lease, step: int, effect: Effect) -> _Done:
+    async def _act(self, attempt: Attempt, step: int, effect: Effect) -> _Done:
         match effect:
             case Infer():
-                return await self._infer(lease, effect)
+                return await self._infer(attempt, effect)
             case Weigh():
-                return await self._weigh(lease, effect)
+                return await self._weigh(attempt)
             case Recall():
-                memories = await self.recall(effect.query, min(effect.limit, MEMORIES_MAX))
+                memories = await self.recall(effect.query, min(effect.limit, RECALLED_MAX))
                 return _Done(Recalled(memories=memories))
             case UseTool():
-                return _Done(await self._use_tool(step, effect))
+                return await self._use_tool(step, effect)
             case Note():
                 return _Done(Noted())
         assert_never(effect)
 
-    async def _infer(self, lease: Lease, effect: Infer) -> _Done:
-        left = self._allowance.tokens - lease.spent.tokens
+    async def _infer(self, attempt: Attempt, effect: Infer) -> _Done:
+        left = self._allowance.tokens - attempt.spent.tokens
         generated = await self._language.generate(
             Generate(
                 agent=self._agent.name,
-                priority=lease.priority,
+                priority=attempt.priority,
                 messages=effect.messages,
                 tokens_max=max(1, min(effect.tokens_max, left)),
                 schema=effect.schema,
                 sampling=self._agent.sampling,
             )
         )
-        self._metrics.inference(self._agent.name, lease.priority, generated.usage)
-        tokens = generated.usage.generated_tokens
-        result = Inferred(text=generated.text, generated_tokens=tokens)
-        return _Done(result, tokens=tokens, waited_us=generated.usage.queue_us)
+        usage = generated.usage
+        self._metrics.inference(self._agent.name, attempt.priority, usage)
+        result = Inferred(text=generated.text, generated_tokens=usage.generated_tokens)
+        return _Done(
+            result,
+            tokens=usage.generated_tokens,
+            time_us=max(0, usage.total_us - usage.queue_us),
+        )
 
-    async def _weigh(self, lease: Lease, effect: Weigh) -> _Done:
-        evidence = effect.evidence
+    async def _weigh(self, attempt: Attempt) -> _Done:
+        """The verdict on the delivery's own evidence. What the model is asked is shared by all that
+        have the message, so nobody is charged for it."""
+        evidence = attempt.evidence
+        if evidence is None:
+            raise Failure("request.invalid", "The delivery has no evidence to weigh.")
         preferences: dict[str, float] = {}
         if self._weight > 0:
             asked = verdict.options(evidence)
             # Without the model, screening decides alone.
             with contextlib.suppress(Failure):
-                preferences = await self._preferences.of(effect.message, asked, lease.priority)
+                preferences = await self._preferences.of(attempt.message, asked, attempt.priority)
         found = verdict.decide(evidence, preferences, self._weight)
         return _Done(Weighed(verdict=found, preferences=preferences))
 
@@ -223,15 +256,11 @@ class Effects:
         tasks = await self._reader.view(tasks_of, self._agent.name, unfinished=True)
         return [task.id for task in tasks]
 
-    async def _use_tool(self, step: int, effect: UseTool) -> ToolResult:
+    async def _use_tool(self, step: int, effect: UseTool) -> _Done:
         began_us = self._clock_us()
         outcome = await CATALOGUE.run(effect.name, effect.arguments, self._tools)
         if isinstance(outcome, NeedsPerson):
             raise NeedsAnswer(step, effect, outcome.question)
-        seconds = (self._clock_us() - began_us) / 1e6
-        self._metrics.tool_call(effect.name, seconds, ok=outcome.ok)
-        return outcome
-
-
-def _tokens(result: EffectResult) -> int:
-    return result.generated_tokens if isinstance(result, Inferred) else 0
+        took_us = max(0, self._clock_us() - began_us)
+        self._metrics.tool_call(effect.name, took_us / 1e6, ok=outcome.ok)
+        return _Done(outcome, time_us=took_us)

@@ -1,4 +1,8 @@
-"""Logging: text for a terminal, JSON for the journal. Everything goes to standard error."""
+"""Logging: text for a terminal, JSON for the journal. Everything goes to standard error.
+
+What a line quotes of workers, files and peers can draw nothing and can begin no line: whoever reads
+the log must be able to tell who says what.
+"""
 
 import logging
 import sys
@@ -6,6 +10,7 @@ import sys
 import structlog
 
 from orchestrator.config.types import LogFormat, LogLevel
+from orchestrator.printable import LINE_BREAKS, printable
 
 
 def configure_logging(form: LogFormat, level: LogLevel) -> None:
@@ -20,6 +25,7 @@ def configure_logging(form: LogFormat, level: LogLevel) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=not text),
+        _quote_safely,
     ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -35,3 +41,12 @@ def configure_logging(form: LogFormat, level: LogLevel) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+def _quote_safely(
+    _: object, __: str, event: structlog.types.EventDict
+) -> structlog.types.EventDict:
+    """Further lines of a message are indented, so that none looks like one of the log's own."""
+    said = printable(str(event["event"]), keep=LINE_BREAKS)
+    event["event"] = said.replace("\n", "\n    ")
+    return event

@@ -1,13 +1,15 @@
 """Workers, as the orchestrator sees them: forked by the zygote, talked to over a socket pair each.
 
 `Zygote` keeps one zygote process alive, asks it for workers and hears of their deaths. When the
-zygote dies its workers die with it; that is not their fault, and `Exit.own` says so.
+zygote dies its workers die with it; that is not their fault, and `Exit.own` or `ZygoteDied` says
+so. Each worker has a log of its own, so that none can speak in the name of another.
 """
 
 import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -18,9 +20,11 @@ import msgspec
 from ipc_protocol.aio import Connection, Handlers
 from ipc_protocol.errors import Failure
 from ipc_protocol.events import Hello
+from ipc_protocol.limits import FORK_TOKEN_BYTES
 from ipc_protocol.methods import ZYGOTE_EXITS, ZYGOTE_FORK, ZYGOTE_KILL
 from ipc_protocol.values import LayerReport
-from ipc_protocol.work import Fork, Kill, WatchExits
+from ipc_protocol.work import Fork, Forked, Kill, WatchExits
+from orchestrator.supervision.childlog import ChildLog
 from orchestrator.supervision.processes import ChildProcess
 from orchestrator.supervision.restart import Died
 from orchestrator.supervision.supervisor import TOLERANT, Supervisor
@@ -37,12 +41,24 @@ EXIT_NOTICE_SECONDS_MAX: Final = 5.0
 a machine that swaps needs more."""
 
 
+FORKS_MAX: Final = 32
+"""Asked for at once. The zygote forks one after the other; more would fill its socket with
+descriptors, of which a user may have as many under way as files open."""
+
+
+class ZygoteDied(Exception):
+    """The zygote died while it forked a worker: nobody's fault but its own."""
+
+
 class Exit(msgspec.Struct, frozen=True):
     """How a worker ended. `own` is false when it only went down with the zygote."""
 
     description: str
     own: bool
     orderly: bool = False
+
+
+WITH_THE_ZYGOTE: Final = Exit("went down with the zygote", own=False)
 
 
 class Worker(msgspec.Struct):
@@ -60,6 +76,7 @@ class _Line(msgspec.Struct):
     connection: Connection
     descriptors: socket.socket
     exits: dict[int, "asyncio.Future[Exit]"]
+    over: asyncio.Event
 
 
 class Zygote:
@@ -72,6 +89,7 @@ class Zygote:
         self._line: _Line | None = None
         self._up = asyncio.Event()
         self._tokens = itertools.count(1)
+        self._forks = asyncio.Semaphore(FORKS_MAX)
 
     async def run(self) -> None:
         """Supervise until cancelled."""
@@ -97,7 +115,7 @@ class Zygote:
                 await child.wait_ready(READY_SECONDS_MAX)
                 async with Connection(child.line, HELLO, Handlers(), initiator=False) as connection:
                     self.pid = child.pid
-                    await self._serve(_Line(connection, ours, {}))
+                    await self._serve(_Line(connection, ours, {}, asyncio.Event()))
                 death = await child.stop()
         log.warning("the zygote %s", death.description)
         return Died()
@@ -116,9 +134,10 @@ class Zygote:
         finally:
             self._up.clear()
             self._line = self.pid = None
+            line.over.set()
             for future in line.exits.values():
                 if not future.done():
-                    future.set_result(Exit("went down with the zygote", own=False))
+                    future.set_result(WITH_THE_ZYGOTE)
 
     @contextlib.asynccontextmanager
     async def worker(
@@ -126,25 +145,68 @@ class Zygote:
     ) -> AsyncIterator[Worker]:
         """A sealed worker, from its fork to the notice of its death. Raises `sandbox.refused`.
 
-        `fork` is called with the token that pairs the request with its descriptor.
+        `fork` is called with the token that pairs the request with its descriptors. Raises
+        `ZygoteDied` once it is clear that a new zygote is needed, for which the next call waits.
         """
-        await self._up.wait()
-        line = self._line
-        assert line is not None
+        request = fork(next(self._tokens))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        token = next(self._tokens)
-        with ours, theirs:
-            # Sent before the request, so that the zygote finds it when it reads the request.
-            socket.send_fds(line.descriptors, [token.to_bytes(8, "big")], [theirs.fileno()])
-            forked = await line.connection.call(ZYGOTE_FORK, fork(token))
-            theirs.close()
-            exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-            line.exits[forked.pid] = exited
+        with ours, contextlib.ExitStack() as until_sent:
+            until_sent.enter_context(theirs)
+            log_read, log_write = os.pipe2(os.O_CLOEXEC)
+            until_sent.callback(os.close, log_write)
+            worker_log = ChildLog(f"worker/{request.agent}", log_read)
             try:
-                async with Connection(ours, HELLO, handlers, initiator=True) as connection:
+                line, forked = await self._fork(request, (theirs.fileno(), log_write))
+                until_sent.close()
+                async with (
+                    _mourned(line, forked.pid) as exited,
+                    Connection(ours, HELLO, handlers, initiator=True) as connection,
+                ):
                     yield Worker(forked.pid, forked.layers, connection, exited)
             finally:
-                await _end(line, forked.pid, exited)
+                until_sent.close()
+                await worker_log.wait_end()
+                await worker_log.close()
+
+    async def _fork(self, request: Fork, descriptors: tuple[int, int]) -> tuple[_Line, Forked]:
+        """Raises `ZygoteDied`, and `Failure` for what the zygote answers."""
+        async with self._forks:
+            while (line := self._line) is None:
+                await self._up.wait()
+            try:
+                # Sent before the request, so that the zygote finds it when it reads the request.
+                token = request.token.to_bytes(FORK_TOKEN_BYTES, "big")
+                socket.send_fds(line.descriptors, [token], descriptors)
+                return line, await line.connection.call(ZYGOTE_FORK, request)
+            except (Failure, ConnectionError) as error:
+                if isinstance(error, Failure) and error.code != "protocol.closed":
+                    raise
+                # Without this the caller would ask the dead one again, in a circle.
+                await line.over.wait()
+                raise ZygoteDied("the zygote died while it forked a worker") from error
+
+
+@contextlib.asynccontextmanager
+async def _mourned(line: _Line, pid: int) -> AsyncIterator["asyncio.Future[Exit]"]:
+    """The death to come of a new worker, which is brought about when the block is left.
+
+    Raises `ZygoteDied` for a failure of the block that is only the zygote's death.
+    """
+    exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+    line.exits[pid] = exited
+    failed: Failure | None = None
+    try:
+        if line.over.is_set():
+            exited.set_result(WITH_THE_ZYGOTE)
+        yield exited
+    except Failure as failure:
+        failed = failure
+    finally:
+        await _end(line, pid, exited)
+    if failed is not None:
+        if exited.done() and not exited.result().own:
+            raise ZygoteDied("the zygote died, and the new worker with it") from failed
+        raise failed
 
 
 async def _end(line: _Line, pid: int, exited: "asyncio.Future[Exit]") -> None:

@@ -6,9 +6,23 @@ was observed, by the model if it still may speak and without it if not.
 """
 
 from agent_runtime.loop import budget
-from agent_runtime.loop.asking import described, infer, read_text, was_cut
-from agent_runtime.loop.decisions import FINISH, ToolCall, call_schema, parse, text_parameter
-from agent_runtime.loop.prompts import excerpt, shorten, unfenced, whole_sentences
+from agent_runtime.loop.asking import infer, read_prose, read_text
+from agent_runtime.loop.decisions import (
+    FINISH,
+    ToolCall,
+    call_schema,
+    parse,
+    quote_schema,
+    text_parameter,
+)
+from agent_runtime.loop.facts import facts_of, outputs_of, quotable, with_facts
+from agent_runtime.loop.guidance import narrowed
+from agent_runtime.loop.prompts import (
+    excerpt,
+    list_of,
+    shorten,
+    unfenced,
+)
 from agent_runtime.loop.state import Event, Observation, State
 from agent_runtime.loop.triage import others_on_it
 from ipc_protocol.work import (
@@ -20,7 +34,7 @@ from ipc_protocol.work import (
     UseTool,
 )
 
-_OUTPUT_CHARS = 160
+_TARGET_CHARS = 160
 
 # ---- Choosing a tool ----------------------------------------------------------------------------
 
@@ -30,12 +44,18 @@ def enter_choose(state: State) -> Effect | Event:
     if not profile.tools or len(state.observations) >= profile.steps_max:
         return Event.ENOUGH
     tools, may_finish = offered(state)
+    if not tools:
+        return Event.ENOUGH
     tokens = budget.share(profile.tokens_max, budget.CALL_SHARE)
     asked = infer(
         state,
         "act",
         "next" if state.observations else "act",
-        {"main": tools[0].name, "others": _others(state)},
+        {
+            "main": tools[0].name,
+            "others": _others(state),
+            "tools": list_of(_described_now(state)),
+        },
         tokens=tokens,
         kept=budget.reserve(profile.tokens_max),
         schema=call_schema(
@@ -47,9 +67,21 @@ def enter_choose(state: State) -> Effect | Event:
     return asked or Event.ENOUGH
 
 
+def _described_now(state: State) -> list[ToolDescription]:
+    """The others have read of their tools in the system message. A narrowed schema says no more
+    what its values mean, so these are described in full."""
+    names = {tool.name for tool in offered(state)[0]} if state.guided else set()
+    return [tool for tool in state.profile.tools if tool.name in names]
+
+
 def offered(state: State) -> tuple[list[ToolDescription], bool]:
     """The tools of this step, and whether the end is offered beside them."""
     inward = [tool for tool in state.profile.tools if not tool.outward]
+    if state.guided:
+        # What a colleague has sent asks nobody else: two small models would pass it to and fro.
+        is_colleague = state.handle.envelope.sender in state.profile.delegates
+        tools = inward if is_colleague else state.profile.tools
+        return narrowed(tools, state.request, state.observations)
     if state.observations or not inward:
         return state.profile.tools, True
     return inward[:1] if state.stumbled else inward, False
@@ -96,7 +128,7 @@ def _others(state: State) -> str:
 
 def enter_write(state: State) -> Effect | Event:
     values = ((name, str(value)) for name, value in state.call.arguments.items())
-    target = shorten(" ".join(value for _, value in values), _OUTPUT_CHARS)
+    target = shorten(" ".join(value for _, value in values), _TARGET_CHARS)
     tokens_max = state.profile.tokens_max
     asked = infer(
         state,
@@ -147,34 +179,32 @@ def read_use(state: State, result: EffectResult) -> tuple[State, Event]:
 
 def enter_answer(state: State) -> Effect | Event:
     tokens_max = state.profile.tokens_max
+    quotes = _quotes(state)
     asked = infer(
         state,
         "act",
-        "answer",
+        "answer" if facts_of(state.observations) else "advise",
         {"others": _others(state)},
         tokens=budget.share(tokens_max, budget.ANSWER_SHARE),
+        schema=quote_schema(list(quotes)) if quotes else None,
         kept=budget.share(tokens_max, budget.REFLECT_SHARE),
     )
     return asked or Event.ANSWERED
 
 
 def read_answer(state: State, result: EffectResult) -> tuple[State, Event]:
-    cut = was_cut(state, result)
-    state, text = read_text(state, result)
-    if text is not None:
-        state = state.but(answer=whole_sentences(text) if cut else text)
-    return state, Event.ANSWERED
+    return read_prose(state, result, _quotes(state)), Event.ANSWERED
+
+
+def _quotes(state: State) -> dict[str, str]:
+    """What a guided model answers with: it tells right from wrong facts, but cannot retell one."""
+    return quotable(outputs_of(state.observations)) if state.guided else {}
 
 
 def reply(state: State) -> str:
     """What is sent: the answer, and beneath it what was seen, so that a reader can judge it."""
-    return "\n".join([spoken(state), *(_seen(observation) for observation in state.observations)])
+    return with_facts(spoken(state), facts_of(state.observations))
 
 
 def spoken(state: State) -> str:
     return state.answer or f"There is no answer: {state.trouble or 'the budget is used up'}."
-
-
-def _seen(observation: Observation) -> str:
-    verb = "" if observation.ok else " failed"
-    return f"[{described(observation)}{verb}: {shorten(observation.output, _OUTPUT_CHARS)}]"

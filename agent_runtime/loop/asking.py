@@ -3,12 +3,21 @@
 from collections.abc import Mapping
 
 from agent_runtime.loop import budget
-from agent_runtime.loop.decisions import Schema
-from agent_runtime.loop.prompts import chat, excerpt, fill, shorten, text_of
+from agent_runtime.loop.decisions import Quote, Schema, parse
+from agent_runtime.loop.facts import described, is_hearsay, parted
+from agent_runtime.loop.guidance import is_relevant
+from agent_runtime.loop.prompts import (
+    chat,
+    excerpt,
+    fill,
+    preamble,
+    shorten,
+    text_of,
+    whole_sentences,
+    without_repeats,
+)
 from agent_runtime.loop.state import Observation, State
-from ipc_protocol.work import EffectResult, Infer, Inferred, Phase, Refused
-
-_ARGUMENT_CHARS = 40
+from ipc_protocol.work import EffectResult, Infer, Inferred, Memory, Phase, Refused
 
 
 def infer(
@@ -26,8 +35,8 @@ def infer(
     if granted < budget.TOKENS_MIN:
         return None
     prompts = state.handle.beginning.prompts
-    instruction = fill(text_of(prompts, prompt), values)
-    messages = chat(state.profile, prompts, transcript_of(state), instruction)
+    instruction = fill(text_of(prompts, prompt), values).strip()
+    messages = chat(system_text(state), transcript_of(state), instruction)
     return Infer(phase=phase, messages=messages, tokens_max=granted, schema=schema)
 
 
@@ -57,6 +66,27 @@ def was_cut(state: State, result: EffectResult) -> bool:
     )
 
 
+def read_prose(state: State, result: EffectResult, quotable: Mapping[str, str]) -> State:
+    """The answer in the model's own words, or the `quotable` one that it points at."""
+    cut = was_cut(state, result)
+    state, text = read_text(state, result)
+    if text is not None and quotable:
+        quote = parse(text, Quote)
+        text = None if quote is None else quotable.get(quote.answer)
+    if text is None:
+        return state
+    return state.but(answer=without_repeats(whole_sentences(text) if cut else text))
+
+
+def system_text(state: State) -> str:
+    """Who the agent is, and its tools: the same bytes in all its requests.
+
+    A guided model reads of its tools when it is to choose one. Otherwise it would answer with them.
+    """
+    profile = state.profile
+    return preamble(profile, state.handle.beginning.prompts, () if state.guided else profile.tools)
+
+
 # ---- The transcript -----------------------------------------------------------------------------
 
 
@@ -64,23 +94,34 @@ def transcript_of(state: State) -> str:
     """All that is known so far, oldest first, so that each version continues the one before."""
     tokens_max = state.profile.tokens_max
     parts = [f"Request: {excerpt(state.request, budget.chars(tokens_max, budget.REQUEST_SHARE))}"]
-    if state.memories:
-        lines = [f"- {shorten(memory.text, budget.MEMORY_CHARS)}" for memory in state.memories]
+    remembered = _remembered(state)
+    if remembered:
+        lines = [f"- {shorten(memory.text, budget.MEMORY_CHARS)}" for memory in remembered]
         parts.append("\n".join(["You remember:", *lines]))
     for answer in state.handle.answers:
         limit = budget.chars(tokens_max, budget.OBSERVATION_SHARE)
-        parts.append(f"{answer.agent}: {excerpt(answer.text, limit)}")
-    parts += [_observed(observation) for observation in state.observations]
+        spoken, facts = parted(answer.text)
+        parts += [f"{answer.agent} saw {excerpt(fact, limit)}" for fact in facts]
+        parts.append(f"{answer.agent}: {excerpt(spoken, limit)}")
+    parts += [_observed(seen) for seen in state.observations if not _is_beside(state, seen)]
     return "\n\n".join(parts)
+
+
+def _remembered(state: State) -> list[Memory]:
+    memories = state.memories or ()
+    return [
+        memory for memory in memories if not state.guided or is_relevant(memory.text, state.request)
+    ]
+
+
+def _is_beside(state: State, seen: Observation) -> bool:
+    """What would lead a guided model astray, which repeats whatever it reads: a call that failed,
+    or a memory that was found but has little to do with the request."""
+    if not state.guided:
+        return False
+    return not seen.ok or (is_hearsay(seen) and not is_relevant(seen.output, state.request))
 
 
 def _observed(observation: Observation) -> str:
     verb = "returned" if observation.ok else "failed"
     return f"{described(observation)} {verb}:\n{observation.output}"
-
-
-def described(observation: Observation) -> str:
-    """The call in a few words: the tool and its short arguments."""
-    arguments = (str(value) for value in observation.call.arguments.values())
-    lines = [shorten(value, _ARGUMENT_CHARS) for value in arguments if "\n" not in value]
-    return " ".join([observation.call.tool, *lines])

@@ -3,16 +3,18 @@
 from typing import Final
 
 from agent_runtime.loop import act, budget, triage
-from agent_runtime.loop.asking import described, infer, read_text, was_cut
+from agent_runtime.loop.asking import infer, read_prose, read_text
 from agent_runtime.loop.decisions import (
     LESSON_CHARS_MAX,
     Reflection,
     Success,
     parse,
+    quote_schema,
     reflection_schema,
 )
-from agent_runtime.loop.prompts import shorten, whole_sentences
-from agent_runtime.loop.state import REPLY_TOPIC, Event, State
+from agent_runtime.loop.facts import described, facts_of, is_hearsay, parted, quotable, with_facts
+from agent_runtime.loop.prompts import shorten, whole_sentences, without_repeats
+from agent_runtime.loop.state import REPLY_TOPIC, Event, Observation, State
 from ipc_protocol.work import (
     Completion,
     Effect,
@@ -22,7 +24,10 @@ from ipc_protocol.work import (
     TaskChange,
 )
 
-_REQUEST_CHARS = 120
+_REQUEST_CHARS = 100
+_SEEN_CHARS = 120
+_SAID_CHARS = 80
+_CALL_CHARS = 60
 _ANSWER_CHARS = 120
 IMPORTANCE_MAX: Final = 5
 PLAIN_IMPORTANCE: Final = 0.4
@@ -35,11 +40,13 @@ def enter_compose(state: State) -> Effect | Event:
     if not state.handle.answers:
         return Event.ANSWERED
     tokens_max = state.profile.tokens_max
+    quotes = _quotes(state)
     asked = infer(
         state,
         "compose",
         "compose",
         {},
+        schema=quote_schema(list(quotes)) if quotes else None,
         tokens=budget.share(tokens_max, budget.COMPOSE_SHARE),
         kept=budget.share(tokens_max, budget.REFLECT_SHARE),
     )
@@ -47,22 +54,37 @@ def enter_compose(state: State) -> Effect | Event:
 
 
 def read_compose(state: State, result: EffectResult) -> tuple[State, Event]:
-    cut = was_cut(state, result)
-    state, text = read_text(state, result)
-    if text is not None:
-        state = state.but(answer=whole_sentences(text) if cut else text)
-    return state, Event.ANSWERED
+    return read_prose(state, result, _quotes(state)), Event.ANSWERED
+
+
+def _quotes(state: State) -> dict[str, str]:
+    """A guided conductor passes on what it cannot retell: facts, and what only one has said."""
+    answers = [parted(answer.text) for answer in state.handle.answers]
+    if not state.guided or (len(answers) > 1 and not any(facts for _, facts in answers)):
+        return {}
+    return quotable(spoken for spoken, facts in answers if facts or len(answers) == 1)
 
 
 def composed_reply(state: State) -> str:
-    answers = state.handle.answers
+    """What the caller gets: the reply, and beneath it all facts that the answers brought."""
+    return with_facts(composed(state), _facts(state))
+
+
+def composed(state: State) -> str:
+    spoken = [(answer.agent, parted(answer.text)[0]) for answer in state.handle.answers]
     if state.answer:
         return state.answer
-    if not answers:
+    if not spoken:
         return "Nobody had an answer to this."
-    if len(answers) == 1:
-        return answers[0].text
-    return "\n".join(f"{answer.agent}: {answer.text}" for answer in answers)
+    if len(spoken) == 1:
+        return spoken[0][1]
+    return "\n".join(f"{agent}: {text}" for agent, text in spoken)
+
+
+def _facts(state: State) -> list[str]:
+    if state.composing:
+        return [fact for answer in state.handle.answers for fact in parted(answer.text)[1]]
+    return facts_of(state.observations)
 
 
 # ---- Reflect ------------------------------------------------------------------------------------
@@ -75,7 +97,7 @@ def enter_reflect(state: State) -> Effect | Event:
         "reflect",
         {"reply": shorten(_spoken(state), _ANSWER_CHARS)},
         tokens=budget.share(state.profile.tokens_max, budget.REFLECT_SHARE),
-        schema=reflection_schema(_outcomes(state)),
+        schema=reflection_schema(_outcomes(state), lessons(state) if state.guided else ()),
     )
     return asked or Event.REFLECTED
 
@@ -90,19 +112,51 @@ def read_reflect(state: State, result: EffectResult) -> tuple[State, Event]:
     return state.but(reflection=reflection, trouble=troubled), Event.REFLECTED
 
 
+def lessons(state: State) -> list[str]:
+    """What a guided model may learn. It judges which holds; in its own words it would ramble."""
+    if state.composing:
+        agents = " and ".join(dict.fromkeys(answer.agent for answer in state.handle.answers))
+        return [
+            f"Next time, rely on {agents or 'nobody'} for this.",
+            "Next time, hear somebody else about this as well.",
+        ]
+    learnt = [
+        f"Next time, {'begin with' if seen.ok else 'do without'} {_short(seen)}."
+        for seen in state.observations
+        if not is_hearsay(seen)
+    ]
+    doubt = (
+        "Next time, look further than that." if learnt else "Next time, look for evidence first."
+    )
+    return list(dict.fromkeys([*learnt, doubt]))
+
+
+def _short(seen: Observation) -> str:
+    return shorten(described(seen), _CALL_CHARS)
+
+
 def memory_of(state: State) -> MemoryEntry:
-    """What is kept of this delivery, in one line, with the model's judgement or a plain one."""
-    calls = "; ".join(described(seen) for seen in state.observations) or "no tool"
-    asked = shorten(state.request, _REQUEST_CHARS)
-    text = f"{asked} → {calls} → {shorten(_spoken(state), _ANSWER_CHARS)}"
+    """What is kept of this delivery, in one line, with the model's judgement or a plain one.
+
+    It says what was asked and seen; what was said stands for it only where nothing was seen.
+    """
+    seen = "; ".join(_facts(state)) or shorten(_spoken(state), _SAID_CHARS)
+    text = f"{shorten(state.request, _REQUEST_CHARS)} → {shorten(seen, _SEEN_CHARS)}"
     if state.reflection is None:
         return _plain_memory(state, text)
     return MemoryEntry(
         text=text,
         outcome=state.reflection.outcome,
-        lesson=state.reflection.lesson,
+        lesson=_lesson(state, state.reflection.lesson),
         importance=state.reflection.importance / IMPORTANCE_MAX,
     )
+
+
+def _lesson(state: State, said: str) -> str:
+    """What a model takes for a lesson, unless it only says the request or its answer again."""
+    lesson = whole_sentences(without_repeats(said)).strip()
+    old = f"{state.request} {_spoken(state)}".casefold()
+    return "" if lesson.casefold().rstrip(".…") in old else lesson
 
 
 def _plain_memory(state: State, text: str) -> MemoryEntry:
@@ -135,7 +189,7 @@ def _is_failed(state: State) -> bool:
 
 
 def _spoken(state: State) -> str:
-    return composed_reply(state) if state.composing else act.spoken(state)
+    return composed(state) if state.composing else act.spoken(state)
 
 
 # ---- The completion -----------------------------------------------------------------------------

@@ -50,6 +50,12 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: dict[str, Any] = {}
 
 
+class Quote(msgspec.Struct, frozen=True):
+    """An answer in words that are there already."""
+
+    answer: str
+
+
 class Reflection(msgspec.Struct, frozen=True):
     """What came out of a delivery. `importance` is from 1 to 5: a grammar cannot bound a number."""
 
@@ -76,7 +82,12 @@ _REFLECTION: Final = schema_of(Reflection)["properties"]
 
 
 def triage_schema(
-    action: Action, to: str | None, *, priorities: Sequence[Priority], may_defer: bool
+    action: Action,
+    to: str | None,
+    *,
+    priorities: Sequence[Priority],
+    may_defer: bool,
+    with_reason: bool = True,
 ) -> Schema:
     """The decision that the weighing allows, beside it a deferral if that is allowed too."""
     allowed: Schema = {"action": {"const": action}}
@@ -84,7 +95,8 @@ def triage_schema(
         allowed["to"] = {"const": to}
     if action != "ignore":
         allowed["priority"] = {"enum": list(priorities)}
-    allowed["reason"] = _plain(_TRIAGE["reason"])
+    if with_reason:
+        allowed["reason"] = _plain(_TRIAGE["reason"])
     if not may_defer:
         return _object(allowed)
     deferral: Schema = {
@@ -113,9 +125,20 @@ def call_schema(
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
-def reflection_schema(outcomes: list[Success]) -> Schema:
-    """A reflection whose outcome is one of those that the facts leave open."""
-    return _object({**_REFLECTION, "outcome": {"enum": outcomes}})
+def quote_schema(texts: Sequence[str]) -> Schema:
+    """An answer that is one of these texts."""
+    return _object({"answer": {"enum": list(dict.fromkeys(texts))}})
+
+
+def reflection_schema(outcomes: list[Success], lessons: Sequence[str] = ()) -> Schema:
+    """A reflection whose outcome is one of those that the facts leave open.
+
+    The lesson is one of `lessons`, or whatever the model makes of it where there are none.
+    """
+    schema = {**_REFLECTION, "outcome": {"enum": outcomes}}
+    if lessons:
+        schema["lesson"] = {"enum": list(lessons)}
+    return _object(schema)
 
 
 def text_parameter(tool: ToolDescription) -> str | None:

@@ -12,9 +12,9 @@ would share as much, but a small model goes on imitating its own JSON where word
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ipc_protocol.inference import ChatMessage
 from ipc_protocol.work import AgentProfile, ToolDescription
@@ -28,6 +28,8 @@ PURPOSE_CHARS_MAX: Final = 40
 """What is shown of a tool's purpose: ten tools must fit into 150 tokens with the identity."""
 
 _PLACEHOLDER: Final = re.compile(r"\{([a-z]+)\}")
+_BARE_ITEM: Final = re.compile(r"\n\s*\d+\.$")
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+")
 _BLANKS: Final = re.compile(r"(?<=\S)[ \t]{2,}")
 
 
@@ -40,28 +42,51 @@ def text_of(prompts: Mapping[str, str], name: str) -> str:
     return prompts.get(name, DEFAULTS[name]).strip()
 
 
-def chat(
-    profile: AgentProfile, prompts: Mapping[str, str], transcript: str, instruction: str
-) -> list[ChatMessage]:
+def chat(system: str, transcript: str, instruction: str) -> list[ChatMessage]:
     return [
-        ChatMessage(role="system", content=system_text(profile, prompts)),
+        ChatMessage(role="system", content=system),
         ChatMessage(role="user", content=f"{transcript}\n\n{instruction}"),
     ]
 
 
-def system_text(profile: AgentProfile, prompts: Mapping[str, str]) -> str:
-    tools = "\n".join(_tool_line(tool) for tool in profile.tools)
+def preamble(
+    profile: AgentProfile, prompts: Mapping[str, str], tools: Iterable[ToolDescription]
+) -> str:
     filled = fill(
         text_of(prompts, "system"),
-        {"identity": profile.identity.strip(), "tools": tools, "name": profile.name},
+        {"identity": profile.identity.strip(), "tools": list_of(tools), "name": profile.name},
     )
     return filled.strip()
+
+
+def list_of(tools: Iterable[ToolDescription]) -> str:
+    """A line for each tool, and one for each value whose meaning is known; empty without tools."""
+    lines = [_tool_line(tool) for tool in tools]
+    return "\n".join(["Your tools:", *lines]) if lines else ""
 
 
 def _tool_line(tool: ToolDescription) -> str:
     properties = tool.parameters.get("properties")
     names = f"({', '.join(properties)})" if isinstance(properties, dict) else ""
-    return f"{tool.name}{names}: {shorten(tool.purpose, PURPOSE_CHARS_MAX)}"
+    line = f"{tool.name}{names}: {shorten(tool.purpose, PURPOSE_CHARS_MAX)}"
+    schemas = properties.values() if isinstance(properties, dict) else ()
+    meanings = [
+        f"- {value}: {meaning}"
+        for schema in schemas
+        for value, meaning in options_of(schema).items()
+        if meaning
+    ]
+    return "\n".join([line, *meanings])
+
+
+def options_of(schema: Any) -> dict[str, str]:
+    """The values that a parameter can have, each with its meaning if the schema says one."""
+    options = schema.get("anyOf", ()) if isinstance(schema, dict) else ()
+    return {
+        str(option["const"]): str(option.get("description", ""))
+        for option in options
+        if isinstance(option, dict) and "const" in option
+    }
 
 
 def shorten(text: str, chars_max: int) -> str:
@@ -90,4 +115,27 @@ def unfenced(text: str) -> str:
 def whole_sentences(text: str) -> str:
     """What is left of a text that was cut off, up to the end of its last whole sentence."""
     end = max(text.rfind(mark) for mark in (". ", "! ", "? ", ".\n", "!\n", "?\n"))
-    return text[: end + 1] if end > 0 else text
+    return _BARE_ITEM.sub("", text[: end + 1]) if end > 0 else text
+
+
+def without_repeats(text: str) -> str:
+    """Prose with each of its sentences once; a small model says the last one until it is stopped.
+
+    A text with a code block stays as it is: there a line may well stand twice.
+    """
+    if "```" in text:
+        return text
+    said: set[str] = set()
+    kept = []
+    for line in text.split("\n"):
+        fresh = [part for part in _SENTENCE_END.split(line) if _is_new(part, said)]
+        if fresh or not line:
+            kept.append(" ".join(fresh))
+    return "\n".join(kept).strip()
+
+
+def _is_new(sentence: str, said: set[str]) -> bool:
+    plain = sentence.strip(" -*").casefold()
+    fresh = plain not in said
+    said.add(plain)
+    return fresh

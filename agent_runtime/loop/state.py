@@ -108,9 +108,18 @@ class State(msgspec.Struct, frozen=True):
         return self.handle.question or payload_text(self.handle.envelope.payload)
 
     @property
+    def guided(self) -> bool:
+        """The model counts for little in triage, so it is led where it would choose at random."""
+        return self.profile.preference_weight < JUDGEMENT_WEIGHT_MIN
+
+    @property
     def tokens_left(self) -> int:
         return self.profile.tokens_max - self.spent_tokens
 
+
+JUDGEMENT_WEIGHT_MIN: Final = 0.5
+"""A model whose preference counts less than this in triage is not left alone with other choices
+either: it puts no work off, and `guidance` narrows its tools."""
 
 Outcome = tuple[State, Effect | Completion]
 

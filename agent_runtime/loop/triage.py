@@ -26,9 +26,6 @@ from ipc_protocol.work import (
     Weighed,
 )
 
-DEFERRAL_WEIGHT_MIN: Final = 0.5
-"""A model whose preference counts less than this may not put work off: it would at random."""
-
 QUERY_CHARS_MAX: Final = 200
 _TEXT_CHARS = 160
 
@@ -70,7 +67,9 @@ def decision(state: State) -> TriageDecision:
     priority = state.handle.envelope.priority
     if state.decision is not None:
         said = state.decision
-        return said if said.priority else msgspec.structs.replace(said, priority=priority)
+        return msgspec.structs.replace(
+            said, priority=said.priority or priority, reason=said.reason or _finding(state)
+        )
     found = verdict(state)
     if found is None:
         return TriageDecision(action="act", priority=priority, reason=_unweighed(state))
@@ -83,6 +82,11 @@ def _allowed(state: State, found: Verdict) -> tuple[Action, str | None]:
         return "delegate", found.to
     # Somebody must take what its owner cannot be given.
     return ("ignore" if found.action == "ignore" else "act"), None
+
+
+def _finding(state: State) -> str:
+    found = verdict(state)
+    return found.reason if found else ""
 
 
 def _unweighed(state: State) -> str:
@@ -102,9 +106,7 @@ def enter_recall(state: State) -> Effect | Event:
 
 
 def enter_weigh(state: State) -> Effect | Event:
-    evidence = state.handle.beginning.evidence
-    assert evidence is not None  # or there was no doubt
-    return Weigh(phase="triage", message=state.request, evidence=evidence)
+    return Weigh(phase="triage")
 
 
 def enter_decide(state: State) -> Effect | Event:
@@ -119,7 +121,11 @@ def enter_decide(state: State) -> Effect | Event:
         tokens=budget.share(state.profile.tokens_max, budget.TRIAGE_SHARE),
         kept=budget.reserve(state.profile.tokens_max),
         schema=triage_schema(
-            action, to, priorities=_priorities(state), may_defer=_may_defer(state, action)
+            action,
+            to,
+            priorities=_priorities(state),
+            may_defer=_may_defer(state, action),
+            with_reason=not state.guided,
         ),
     )
     return asked or Event.DECIDED
@@ -145,7 +151,7 @@ def _priorities(state: State) -> Sequence[Priority]:
 
 
 def _may_defer(state: State, action: Action) -> bool:
-    return action == "act" and state.profile.preference_weight >= DEFERRAL_WEIGHT_MIN
+    return action == "act" and not state.guided
 
 
 # ---- Reading ------------------------------------------------------------------------------------
@@ -245,7 +251,7 @@ def let_go(state: State) -> Completion:
 
 
 def _delegated(state: State, settled: TriageDecision) -> Completion:
-    text = f"{state.request}\n\n(Passed on by {state.profile.name}: {why(state)}.)"
+    """The request goes on as it came; who passed it on, and why, is the sender and the reason."""
     memory = MemoryEntry(
         text=f"Passed to {settled.to}: {shorten(state.request, _TEXT_CHARS)}",
         outcome="success",
@@ -255,6 +261,6 @@ def _delegated(state: State, settled: TriageDecision) -> Completion:
     return Completion(
         outcome="delegated",
         reason=why(state),
-        outputs=[Outgoing(topic=f"agent.{settled.to}", payload=text.encode())],
+        outputs=[Outgoing(topic=f"agent.{settled.to}", payload=state.request.encode())],
         memories=[memory],
     )

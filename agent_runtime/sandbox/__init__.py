@@ -8,6 +8,7 @@ from agent_runtime.sandbox.apply import (
 )
 from agent_runtime.sandbox.preload import preload
 from agent_runtime.sandbox.report import (
+    CURE_UNKNOWN,
     LayerReport,
     LayerUnavailable,
     SandboxMode,
@@ -16,6 +17,7 @@ from agent_runtime.sandbox.report import (
 from agent_runtime.sandbox.rlimits import address_space_bytes_now
 
 __all__ = [
+    "CURE_UNKNOWN",
     "REQUIRED_LAYERS",
     "Confinement",
     "LayerReport",

@@ -9,7 +9,7 @@ import errno
 import os
 
 from agent_runtime.sandbox import syscalls
-from agent_runtime.sandbox.report import LayerReport, LayerUnavailable
+from agent_runtime.sandbox.report import CURE_UNKNOWN, LayerReport, LayerUnavailable
 
 LAYER = "landlock"
 
@@ -82,4 +82,4 @@ def _cure(number: int | None) -> str:
         return (
             "use Linux 5.13 or later, built with Landlock, and let the container's filter pass it"
         )
-    return "see `agentd doctor`"
+    return CURE_UNKNOWN

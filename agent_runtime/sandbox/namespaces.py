@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 
 from agent_runtime.sandbox import syscalls
-from agent_runtime.sandbox.report import LayerReport, LayerUnavailable
+from agent_runtime.sandbox.report import CURE_UNKNOWN, LayerReport, LayerUnavailable
 
 LAYER = "namespaces"
 
@@ -83,5 +83,5 @@ def _explain(error: OSError, uid: int, gid: int) -> LayerUnavailable:
     detail = f"refused: {', '.join(refused) or 'all at once, though each alone is allowed'}"
     if entered:
         detail += f"; entered: {', '.join(entered)}"
-    cure = _CURE_BY_ERRNO.get(number, "see `agentd doctor`")
+    cure = _CURE_BY_ERRNO.get(number, CURE_UNKNOWN)
     return LayerUnavailable(LAYER, number, detail, cure)

@@ -12,6 +12,8 @@ import msgspec
 SandboxMode = Literal["strict", "standard", "off"]
 LayerState = Literal["enforced", "missing", "not-applicable"]
 
+CURE_UNKNOWN = 'see "What the sandbox needs" in README.md'
+
 
 class LayerReport(msgspec.Struct, frozen=True):
     """What became of one layer for one worker."""

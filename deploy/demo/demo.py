@@ -37,9 +37,9 @@ class Stimulus:
 
 STIMULI = (
     Stimulus("The server is slow today. Is the load too high or the memory used up?", "opsclaw"),
-    Stimulus("Write a small Python script that counts the lines of a text file.", "devclaw"),
+    Stimulus("Write a JavaScript function that reverses a string.", "devclaw"),
     Stimulus(
-        "An API key was committed to the public repository. How dangerous is this leak?",
+        "A former employee may still have access. Which accounts can log in to this host?",
         owner="secclaw",
         to="uxclaw",
     ),

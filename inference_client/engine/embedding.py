@@ -7,7 +7,7 @@ answered meanwhile.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ class EmbeddingEngine:
         self.broken = asyncio.Event()
         self._embedder: Embedder | None = None
         self._thread = ThreadPoolExecutor(1, "embed")
+        self._asked = 0
+        self._under_way: set[Future[Embedded]] = set()
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Handlers]:
@@ -55,11 +57,18 @@ class EmbeddingEngine:
         return self._embedder.info
 
     async def _status(self, _: Nothing, __: Call) -> EngineStatus:
-        return EngineStatus(model=self._loaded.info)
+        under_way = len(self._under_way)
+        return EngineStatus(
+            model=self._loaded.info, steps=self._asked - under_way, working=under_way > 0
+        )
 
     async def _embed(self, params: Embed, _: Call) -> Embedded:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._loaded.embed, params.texts)
+        work = self._thread.submit(self._loaded.embed, params.texts)
+        self._asked += 1
+        self._under_way.add(work)
+        # When the work ends, not when nobody waits for it any more: the thread may be stuck in it.
+        work.add_done_callback(self._under_way.discard)
+        return await asyncio.wrap_future(work)
 
     @property
     def _loaded(self) -> "Embedder":

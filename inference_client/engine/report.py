@@ -60,6 +60,7 @@ def status_of(info: ModelInfo, planner: Planner, accounts: Accounts, now_us: int
         queue=queued,
         usage=accounts.listed(),
         steps=planner.steps,
+        working=not planner.idle,
         kv_cells_used=planner.slots.cells_used,
         kv_cells=planner.slots.cells,
     )

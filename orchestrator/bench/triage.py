@@ -128,7 +128,7 @@ async def _guess(
     guesses = []
     for first in range(0, len(stimuli), TEXTS_PER_REQUEST):
         some = stimuli[first : first + TEXTS_PER_REQUEST]
-        vectors = await embedding.embed([stimulus.text for stimulus in some])
+        vectors = await embedding.embed([stimulus.text for stimulus in some], wait_seconds=None)
         for stimulus, packed in zip(some, vectors, strict=True):
             found = screening.screen(np.frombuffer(packed, "<f4"), board)
             options = [*board.agents, NOBODY]

@@ -17,10 +17,13 @@ from orchestrator.bus.delivery import DeliveryState
 from orchestrator.bus.leasing import park_delivery
 from orchestrator.bus.limits import (
     BACKPRESSURE_RETRY_US,
+    DEFERRAL_US_MAX,
+    DEFERRAL_US_MIN,
     MEMORIES_MAX,
     MEMORY_CHARS_MAX,
     MESSAGE_TTL_US,
     OUTPUTS_MAX,
+    RUNS_MAX,
     TASK_CHANGES_MAX,
     TASK_CHARS_MAX,
 )
@@ -86,6 +89,8 @@ def complete(tx: Transaction, arguments: Complete) -> Completed:
     row = held_delivery(tx, arguments.delivery, arguments.incarnation)
     completion = arguments.completion
     _require_limits(completion)
+    if completion.outcome == "deferred":
+        _require_deferrable(tx, row, completion)
     decided = _decided(tx, row, completion.outputs)
     if isinstance(decided, Failure):
         return _parked_by_backpressure(tx, row, decided)
@@ -122,6 +127,23 @@ def _require_limits(completion: Completion) -> None:
             "The completion has more or longer memories or tasks than the bus takes.",
             f"At most {MEMORIES_MAX} memories of {MEMORY_CHARS_MAX} characters and "
             f"{TASK_CHANGES_MAX} tasks of {TASK_CHARS_MAX}.",
+        )
+
+
+def _require_deferrable(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
+    """A deferral puts off, and does nothing else: each run may publish and spend but once."""
+    until_us = completion.until_us
+    if (
+        until_us is None
+        or not DEFERRAL_US_MIN <= until_us - tx.now_us <= DEFERRAL_US_MAX
+        or row.run + 1 >= RUNS_MAX
+        or completion.outputs
+        or completion.tasks
+    ):
+        raise Failure(
+            "work.refused",
+            "The deferral is of no use: it needs a time from a second to a year ahead, publishes "
+            f"nothing, changes no task, and comes at most {RUNS_MAX - 1} times.",
         )
 
 
@@ -179,8 +201,7 @@ def _parked_by_backpressure(tx: Transaction, row: DeliveryRow, pressure: Failure
 
 def _close(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
     if completion.outcome == "deferred":
-        until_us = completion.until_us if completion.until_us is not None else tx.now_us
-        park_delivery(tx, row, "deferred", until_us, completion.reason)
+        park_delivery(tx, row, "deferred", completion.until_us, completion.reason)
         with tx.acting_as(BUS):
             # What was decided is decided: the next run begins with a journal of its own.
             tx.execute("UPDATE delivery SET deferred = 1, run = run + 1 WHERE id = ?", (row.id,))

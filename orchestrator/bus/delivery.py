@@ -34,6 +34,3 @@ DELIVERY: Final = Lifecycle[DeliveryState, DeliveryEvent](
         ("parked", "die"): "dead",
     },
 )
-
-UNSETTLED: Final[frozenset[DeliveryState]] = frozenset({"queued", "leased", "parked"})
-"""The states in which a delivery still counts for its conversation and its inbox."""

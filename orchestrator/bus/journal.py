@@ -12,6 +12,7 @@ import msgspec
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import Effect, EffectResult, UseTool, effect_key
+from orchestrator.budget import Spent
 from orchestrator.bus.routing import BUS
 from orchestrator.bus.rows import DeliveryRow, held_delivery, summary_of
 from orchestrator.store.database import Query
@@ -31,6 +32,8 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     result: EffectResult
     started_us: int
     tokens: int = 0
+    charged_us: int = 0
+    """Time that counts against the agent's budget: what it waited for does not."""
 
 
 def key_hash(effect: Effect) -> bytes:
@@ -79,6 +82,7 @@ def append_journal(tx: Transaction, arguments: Append) -> EffectResult:
         arguments.result,
         arguments.started_us,
         arguments.tokens,
+        arguments.charged_us,
     )
     return arguments.result
 
@@ -92,6 +96,7 @@ def write_entry(
     result: EffectResult,
     started_us: int,
     tokens: int = 0,
+    charged_us: int = 0,
 ) -> None:
     request = effect_key(effect)
     kind: str = effect.__struct_config__.tag  # type: ignore[assignment]
@@ -99,7 +104,8 @@ def write_entry(
     with tx.acting_as(BUS):
         tx.execute(
             "INSERT INTO journal (delivery, run, step, kind, phase, key_hash, request, result,"
-            " tokens, started_us, finished_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " tokens, charged_us, started_us, finished_us)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 row.id,
                 run,
@@ -110,6 +116,7 @@ def write_entry(
                 request.decode(),
                 msgspec.json.encode(result).decode(),
                 tokens,
+                charged_us,
                 started_us,
                 tx.now_us,
             ),
@@ -138,12 +145,12 @@ def _summary(effect: Effect, result: EffectResult) -> str:
     return ""
 
 
-def spent(query: Query, delivery: int) -> tuple[int, int]:
-    """Tool calls and generated tokens of all runs of a delivery, for its budgets."""
+def spent(query: Query, delivery: int) -> Spent:
+    """What all runs and attempts of a delivery have spent of its budgets."""
     found = query.row(
-        "SELECT count(*) FILTER (WHERE kind = 'tool'), coalesce(sum(tokens), 0)"
-        " FROM journal WHERE delivery = ?",
+        "SELECT count(*), count(*) FILTER (WHERE kind = 'tool'), coalesce(sum(tokens), 0),"
+        " coalesce(sum(charged_us), 0) FROM journal WHERE delivery = ? AND kind <> 'beginning'",
         (delivery,),
     )
     assert found is not None
-    return found[0], found[1]
+    return Spent(*found)

@@ -10,6 +10,7 @@ import msgspec
 
 from ipc_protocol.values import PRIORITIES, Envelope
 from ipc_protocol.work import Beginning, Evidence, Handle
+from orchestrator.budget import Spent
 from orchestrator.bus.deadletters import bury_delivery
 from orchestrator.bus.delivery import DeliveryState
 from orchestrator.bus.journal import BEGINNING_STEP, spent
@@ -45,8 +46,7 @@ class Leased(msgspec.Struct, frozen=True, kw_only=True):
 
     handle: Handle
     composing: bool
-    tool_calls: int
-    tokens: int
+    spent: Spent
 
 
 class Park(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +136,6 @@ def _leased(tx: Transaction, row: DeliveryRow, arguments: Lease) -> Leased:
         question=question if row.composing else "",
         answers=answers_of(tx, row.conversation, number, row.message) if row.composing else [],
     )
-    tool_calls, tokens = spent(tx, row.id)
     tx.emit(
         "delivery.leased",
         delivery=row.id,
@@ -147,7 +146,7 @@ def _leased(tx: Transaction, row: DeliveryRow, arguments: Lease) -> Leased:
         attempt=handle.attempt,
         composing=row.composing,
     )
-    return Leased(handle=handle, composing=row.composing, tool_calls=tool_calls, tokens=tokens)
+    return Leased(handle=handle, composing=row.composing, spent=spent(tx, row.id))
 
 
 def _beginning(query: Query, row: DeliveryRow) -> Beginning | None:

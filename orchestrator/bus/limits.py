@@ -40,6 +40,13 @@ BACKPRESSURE_RETRY_US: Final = 1_000_000
 """A completion that met a full inbox is tried again after a second: a model answers in about that
 time, so a place has likely become free."""
 
+DEFERRAL_US_MIN: Final = 1_000_000
+DEFERRAL_US_MAX: Final = 366 * 24 * 3600 * 1_000_000
+"""A deferral shorter than a second is a loop, one beyond a year is never."""
+
+RUNS_MAX: Final = 8
+"""How often one delivery may be deferred. The shipped loop acts on what was deferred once."""
+
 RESUMED_PER_CALL_MAX: Final = 256
 """Parked deliveries resumed by one reducer: more would hold up the others of its commit."""
 

@@ -11,6 +11,9 @@ from typing import Final
 
 from orchestrator.bus.limits import AGENT_NAME_CHARS_MAX, TOPIC_CHARS_MAX, TOPIC_WORDS_MAX
 
+USER_REQUEST: Final = "user.request"
+"""Where `agentd ctl ask` publishes."""
+
 USER_REPLY: Final = "user.reply"
 """Its subscriber is the conversation itself."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=msgspec.Struct)
 R = TypeVar("R")
 T = TypeVar("T")
-
-CORRELATION_BYTES: Final = 8
-"""Enough that no two questions of one daemon ever share a name."""
 
 priority_option = click.option(
     "--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True
@@ -166,13 +163,13 @@ def ask(
     TEXT opens a conversation (- reads it from the standard input). With --wait, the reply is
     printed. Asking again with the same --correlation opens no second conversation.
     """
-    import secrets
+    from orchestrator.control import correlations
 
     question = control.Ask(
         text=text_argument(text),
         to=to,
         priority=priority,
-        correlation=correlation or secrets.token_hex(CORRELATION_BYTES),
+        correlation=correlation or correlations.fresh(),
     )
     if wait:
         from orchestrator.cli import asking

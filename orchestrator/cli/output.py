@@ -1,18 +1,18 @@
 """Printing: JSON for programs, tables for people, and nothing that a terminal would obey.
 
-Text of agents comes from a model or from the world. It is printed without its control characters,
-so that no reply can move the cursor, rename the window or hide what was said before it.
+Text of agents is printed as `orchestrator.printable` leaves it.
 """
 
 import datetime
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
+
+from orchestrator.printable import LINE_BREAKS, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 PIPE_COLUMNS: Final = 4096
 """In a pipe nothing is cut or wrapped: a line is a row."""
-
-_HARMLESS: Final = "\n\t\N{ZERO WIDTH JOINER}"
 
 
 def is_terminal() -> bool:
@@ -93,13 +91,8 @@ def words(*parts: tuple[str, str]) -> "Text":
 
 
 def clean(value: str) -> str:
-    """Without characters that a terminal obeys or that reorder a line; each becomes `�`."""
-    return "".join(
-        character
-        if character in _HARMLESS or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
-        else "\N{REPLACEMENT CHARACTER}"
-        for character in value
-    )
+    """A text of any number of lines, without what a terminal obeys."""
+    return printable(value, keep=LINE_BREAKS)
 
 
 def one_line(value: str) -> str:

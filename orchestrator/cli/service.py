@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 
 def load_config(path: Path, overrides: "Overrides | None" = None) -> "Config":
-    """The configuration at `path`. Raises `CommandError` that lists all that is wrong with it."""
-    from orchestrator.config import ConfigErrors, Overrides, load
+    """The configuration at `path`, which can run on this machine. Raises `CommandError` that lists
+    all that is wrong with it."""
+    from orchestrator.config import ConfigErrors, Overrides
+    from orchestrator.config.installed import load_installed
 
     try:
-        return load(path, overrides or Overrides())
+        return load_installed(path, overrides or Overrides())
     except ConfigErrors as errors:
         raise wrong_config(errors) from errors
 
@@ -55,13 +57,15 @@ def wrong_config(errors: "ConfigErrors") -> CommandError:
 @click.argument("folder", metavar="DIR", type=DIRECTORY)
 @click.option("--state", type=DIRECTORY, help="The state folder.  [default: DIR/state]")
 @click.option("--socket", type=FILE, help="The control socket.  [default: DIR/agentd.sock]")
-def init(folder: Path, state: Path | None, socket: Path | None) -> None:
+@json_option
+def init(folder: Path, state: Path | None, socket: Path | None, as_json: bool) -> None:
     """Write a new configuration with five agents to DIR.
 
     Every key is in it, commented out with its default. Existing files are never overwritten.
     """
     from orchestrator.config import render
-    from orchestrator.config.checks import SOCKET_PATH_BYTES_MAX, socket_path_fits
+    from orchestrator.config.checks import socket_path_fits
+    from orchestrator.sockets import PATH_BYTES_MAX
 
     folder = folder.absolute()
     socket = socket.absolute() if socket else folder / render.SOCKET_FILE
@@ -69,7 +73,7 @@ def init(folder: Path, state: Path | None, socket: Path | None) -> None:
         raise CommandError(
             Exit.FAILED,
             f"The control socket {socket} would have a longer path than the "
-            f"{SOCKET_PATH_BYTES_MAX} bytes that Unix sockets allow.",
+            f"{PATH_BYTES_MAX} bytes that Unix sockets allow.",
             "Name a shorter one with --socket, for instance in /run or $XDG_RUNTIME_DIR.",
         )
     files = render.plan(folder, state, socket)
@@ -87,6 +91,11 @@ def init(folder: Path, state: Path | None, socket: Path | None) -> None:
             f"{error.filename or folder} cannot be written: {error.strerror}.",
             "Choose a folder that this user may write to.",
         ) from error
+    if as_json:
+        from orchestrator.cli.output import echo_json
+
+        echo_json({"config": next(iter(files)), "socket": socket, "wrote": list(files)})
+        return
     for path in files:
         click.echo(f"wrote {path}")
     main_file = click.format_filename(next(iter(files)))
@@ -98,16 +107,19 @@ def init(folder: Path, state: Path | None, socket: Path | None) -> None:
 @required_config_option
 @json_option
 def check(config: Path, as_json: bool) -> None:
-    """Check a configuration. All mistakes are listed at once, each with its file and line."""
-    from orchestrator.config import ConfigErrors, load
+    """Check a configuration, and that its models are there.
+
+    All mistakes are listed at once, each with its file and line.
+    """
+    from orchestrator.config import ConfigErrors
+    from orchestrator.config.installed import load_installed
 
     try:
-        loaded = load(config)
+        loaded = load_installed(config)
     except ConfigErrors as errors:
         _report(errors.problems, errors.warnings, as_json=as_json)
         raise click.exceptions.Exit(Exit.CONFIG) from errors
-    warnings = [*loaded.warnings, *_missing_models(loaded)]
-    _report([], warnings, as_json=as_json)
+    _report([], loaded.warnings, as_json=as_json)
     if not as_json:
         click.echo(f"{loaded.source} is in order: {len(loaded.agents)} agents.")
 
@@ -124,38 +136,6 @@ def _report(
         click.echo(f"{click.style('error', fg='red', bold=True)}    {problem}")
     for warning in warnings:
         click.echo(f"{click.style('warning', fg='yellow')}  {warning}")
-
-
-def _missing_models(config: "Config") -> "list[ConfigProblem]":
-    """Models that are configured and not there yet: no mistake in the file, but worth a word."""
-    from inference_client.models import Registry
-    from ipc_protocol.errors import Failure
-    from orchestrator.config import ConfigProblem
-
-    registry = Registry(config.models_folder)
-    missing = []
-    for name, model in config.models.items():
-        found, cure = "", ""
-        if model.is_path:
-            if not Path(model.file).is_file():
-                found, cure = f"no file {model.file}", "Correct the path."
-        else:
-            try:
-                registry.resolve(model.file)
-            except Failure as failure:
-                found, cure = f"no model {model.file!r} in {registry.folder}", failure.problem.cure
-        if found:
-            missing.append(
-                ConfigProblem(
-                    file=config.source,
-                    line=None,
-                    key=f"model.{name}.file",
-                    found=found,
-                    expected="a model that is there when the daemon starts",
-                    cure=cure,
-                )
-            )
-    return missing
 
 
 @click.command(epilog=EPILOG)

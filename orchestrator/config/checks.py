@@ -13,6 +13,7 @@ from typing import Final
 
 from ipc_protocol.inference import Sampling
 from orchestrator import prompts
+from orchestrator.bus import topics
 from orchestrator.config.positions import KeyPath
 from orchestrator.config.problems import did_you_mean, one_of
 from orchestrator.config.reader import Findings, Place
@@ -25,15 +26,7 @@ from orchestrator.config.types import (
     Config,
 )
 from orchestrator.config.wording import quoted
-
-SOCKET_PATH_BYTES_MAX: Final = 107
-"""`sun_path` of Linux has 108 bytes, the last of which is zero."""
-
-TOPIC_OF_REQUESTS: Final = "user.request"
-"""Where `agentd ctl ask` publishes."""
-
-TOPIC_OF_REPLIES: Final = "user.reply"
-"""What the daemon itself takes from an agent, as its answer in the conversation."""
+from orchestrator.sockets import PATH_BYTES_MAX
 
 SAMPLING_BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "temperature": (0.0, 5.0),
@@ -86,13 +79,13 @@ def _check_socket_path(key: KeyPath, path: Path, findings: Findings) -> None:
         findings.problem(
             key,
             f"a path of {len(os.fsencode(path))} bytes ({path})",
-            f"at most {SOCKET_PATH_BYTES_MAX}, the limit of Unix sockets",
+            f"at most {PATH_BYTES_MAX}, the limit of Unix sockets",
             "Choose a shorter one, for instance in /run.",
         )
 
 
 def socket_path_fits(path: Path) -> bool:
-    return len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX
+    return len(os.fsencode(path)) <= PATH_BYTES_MAX
 
 
 def _is_loopback(listen: str) -> bool:
@@ -101,7 +94,7 @@ def _is_loopback(listen: str) -> bool:
         return False
     host = match[1] or match[2]
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -201,8 +194,8 @@ def _check_list(values: Sequence[str], path: KeyPath, findings: Findings) -> Non
 
 def _check_topics(config: Config, findings: Findings) -> None:
     """A topic that no one hears, or that no one but an operator sends, is probably misspelt."""
-    consumed = [TOPIC_OF_REPLIES, *(f"agent.{name}" for name in config.agents)]
-    published = [TOPIC_OF_REQUESTS]
+    consumed = [topics.USER_REPLY, *(topics.agent_topic(name) for name in config.agents)]
+    published = [topics.USER_REQUEST]
     for agent in config.agents.values():
         consumed += agent.consumes
         published += agent.publishes

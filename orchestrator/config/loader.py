@@ -54,6 +54,11 @@ NO_OVERRIDES: Final = Overrides()
 
 def load(path: Path, overrides: Overrides = NO_OVERRIDES) -> Config:
     """Read the configuration at `path`, a file or the folder of one. Raises `ConfigErrors`."""
+    return settled(*read(path, overrides))
+
+
+def read(path: Path, overrides: Overrides) -> tuple[Config, Findings]:
+    """What can be made of a configuration, and all that is wrong with it; nothing is raised."""
     main = main_file(path)
     findings = Findings(main)
     tree: dict[str, Any] = {}
@@ -67,6 +72,11 @@ def load(path: Path, overrides: Overrides = NO_OVERRIDES) -> Config:
     )
     config = _complete(config, overrides, findings)
     check(config, findings)
+    return config, findings
+
+
+def settled(config: Config, findings: Findings) -> Config:
+    """The configuration with its warnings. Raises `ConfigErrors` where there are problems."""
     problems, warnings = findings.in_order()
     if problems:
         raise ConfigErrors(problems, warnings)

@@ -147,16 +147,20 @@ def _read_list(values: list[object], kind: Any, path: KeyPath, findings: Finding
 def _read_value(
     value: object, kind: Any, default: object, path: KeyPath, findings: Findings
 ) -> Any:
-    unit = extra_of(kind).get("unit")
+    extra = extra_of(kind)
+    unit = extra.get("unit")
     try:
         converted = value
         if unit is not None:
             if not isinstance(value, str):
                 raise ValueError(expectation(kind))
             converted = _PARSERS[unit](value)
-        return msgspec.convert(converted, kind)
+        converted = msgspec.convert(converted, kind)
+        if "fault" not in extra or (fault := extra["fault"](converted)) is None:
+            return converted
+        findings.problem(path, describe(value), expectation(kind), f"It {fault}.")
     except msgspec.ValidationError:
-        choices = extra_of(kind).get("choices") or choices_of(kind)
+        choices = extra.get("choices") or choices_of(kind)
         cure = did_you_mean(value, choices) if isinstance(value, str) else ""
         findings.problem(path, describe(value), expectation(kind), cure)
     except ValueError as error:

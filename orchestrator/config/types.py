@@ -13,6 +13,8 @@ from msgspec import Meta, field
 
 from ipc_protocol.inference import Sampling
 from ipc_protocol.values import Priority
+from orchestrator.bus import topics
+from orchestrator.bus.routing import RESERVED_NAMES
 from orchestrator.config.problems import ConfigProblem
 
 DERIVED: Final = Meta(extra={"derived": True})
@@ -24,23 +26,22 @@ Duration = Annotated[int, Meta(extra={"unit": "duration"})]
 Size = Annotated[int, Meta(extra={"unit": "size"})]
 """Bytes, written as `"256MiB"`."""
 
-_WORD = r"[A-Za-z0-9_-]+"
-TOPIC_CHARACTERS_MAX: Final = 255
-"""As long as a file name: enough for a dozen words, and it fits on a line of a trace."""
-
 TopicPattern = Annotated[
     str,
     Meta(
-        pattern=rf"^(?:>|(?:\*|{_WORD})(?:\.(?:\*|{_WORD}))*(?:\.>)?)$",
-        max_length=TOPIC_CHARACTERS_MAX,
-        extra={"expected": "words with dots between them (`*` is one word, a final `>` the rest)"},
+        extra={
+            "expected": "words of a-z, 0-9, _ and - with dots between them (`*` is one word, a "
+            "final `>` the rest)",
+            "fault": topics.fault_of_pattern,
+        },
     ),
 ]
+"""What the bus takes for a pattern."""
 
 AGENT_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 AGENT_NAME_EXPECTED: Final = "up to 32 lower-case letters, digits, - and _, with a letter first"
-AGENT_NAMES_RESERVED: Final = frozenset({"agentd", "bus", "none", "nobody", "operator"})
-"""Senders that are no agents, and the words for nobody."""
+AGENT_NAMES_RESERVED: Final = RESERVED_NAMES | {"agentd", "none", "nobody"}
+"""Senders that are no agents, the program itself, and the words for nobody."""
 
 ToolName = Literal[
     "attention.request",
@@ -100,10 +101,6 @@ class DaemonConfig(Section, frozen=True):
             extra={"choices": ("strict", "standard")},
         ),
     ] = "strict"
-    require: Annotated[
-        list[Literal["cgroup"]],
-        Meta(description="Layers to insist on beyond those that `strict` requires."),
-    ] = []
     log: Annotated[
         LogFormat,
         Meta(description="`text` for people, `json` for programs, `auto`: text on a terminal."),

@@ -6,17 +6,18 @@ daemon's user alone.
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from ipc_protocol import limits
 from ipc_protocol.aio import Connection, Handlers
-from ipc_protocol.errors import Failure
+from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.events import Hello
+from ipc_protocol.frames import FrameType, encode
+from orchestrator import sockets
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +27,45 @@ BACKLOG: Final = 128
 CONNECTIONS_MAX: Final = 256
 """Operators, their programs and watchers at once; each costs a descriptor and its buffers."""
 
+REFUSALS_MAX: Final = 32
+"""Connections beyond those that are told so at once. The others wait in the backlog."""
+
 SOCKET_MODE: Final = 0o600
 
+_FULL: Final = encode(
+    FrameType.ERROR,
+    0,
+    Problem(
+        code="protocol.too-many-connections",
+        message=f"{CONNECTIONS_MAX} connections are open.",
+        cure="Close one, such as a forgotten `agentd ctl watch`, and connect again.",
+    ),
+)
 
-async def serve_control(path: Path, handlers: Handlers) -> None:
-    """Serve until cancelled. Raises `OSError` when the socket cannot be had or is in use."""
-    room = asyncio.Semaphore(CONNECTIONS_MAX)
+
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """The control socket at `path`; who connects waits until it is served. Raises `ListenError`."""
+    with sockets.listening(path, mode=SOCKET_MODE, backlog=BACKLOG) as listener:
+        yield listener
+
+
+async def serve_control(listener: socket.socket, handlers: Handlers) -> None:
+    """Serve until cancelled. One connection too many is told so."""
+    places, refusals = asyncio.Semaphore(CONNECTIONS_MAX), asyncio.Semaphore(REFUSALS_MAX)
     loop = asyncio.get_running_loop()
-    with listening(path) as listener:
-        log.info("listening on %s", path)
-        async with asyncio.TaskGroup() as connections:
-            while True:
-                await room.acquire()
-                sock, _ = await loop.sock_accept(listener)
-                task = connections.create_task(_serve(sock, handlers))
-                task.add_done_callback(lambda _: room.release())
+    log.info("listening on %s", listener.getsockname())
+    async with asyncio.TaskGroup() as connections:
+        while True:
+            sock, _ = await loop.sock_accept(listener)
+            if places.locked():
+                await refusals.acquire()
+                refused = connections.create_task(_refuse(sock))
+                refused.add_done_callback(lambda _: refusals.release())
+            else:
+                await places.acquire()
+                served = connections.create_task(_serve(sock, handlers))
+                served.add_done_callback(lambda _: places.release())
 
 
 async def _serve(sock: socket.socket, handlers: Handlers) -> None:
@@ -52,46 +77,11 @@ async def _serve(sock: socket.socket, handlers: Handlers) -> None:
         log.info("a connection to the control socket failed: %s", error)
 
 
-@contextlib.contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at `path`, whose file goes when the block is left.
-
-    The file of a daemon that was killed is taken over; that of one that answers is not.
-    """
-    if _answers(path):
-        raise OSError(
-            errno.EADDRINUSE,
-            "another agentd listens there; stop it, or give this one another socket",
-            str(path),
-        )
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.setblocking(False)
-        mask = os.umask(0o777 & ~SOCKET_MODE)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        identity = _identity(path)
-        listener.listen(BACKLOG)
-        try:
-            yield listener
-        finally:
-            # Another daemon may have taken the path over since.
-            with contextlib.suppress(FileNotFoundError):
-                if _identity(path) == identity:
-                    path.unlink()
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-    return True
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
+async def _refuse(sock: socket.socket) -> None:
+    """Say why, after its hello: who is still writing when the line ends never reads the reason."""
+    loop = asyncio.get_running_loop()
+    log.warning("the control socket has %d connections, and refused one", CONNECTIONS_MAX)
+    with sock, contextlib.suppress(OSError):
+        async with asyncio.timeout(limits.HELLO_SECONDS_MAX):
+            await loop.sock_recv(sock, limits.SOCKET_READ_BYTES)
+            await loop.sock_sendall(sock, _FULL)

@@ -1,6 +1,6 @@
 """Serves the methods of the control socket. Thin: reads views, applies reducers, asks."""
 
-import secrets
+import hashlib
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Final, Protocol
@@ -24,22 +24,22 @@ from ipc_protocol.methods import (
     WATCH,
 )
 from ipc_protocol.values import Receipt
+from orchestrator.bus import topics
 from orchestrator.bus.attention import AnswerAttention, answer_attention
 from orchestrator.bus.publishing import Publish, publish
 from orchestrator.bus.routing import OPERATOR
+from orchestrator.control import correlations
 from orchestrator.control.happenings import happening
 from orchestrator.control.views import Views
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
-
-CORRELATION_BYTES: Final = 6
-"""Random part of a conversation's name: 48 bits, so that a million conversations have no double
-with a probability of 99.8 %, in 12 characters that can be typed."""
+from orchestrator.supervision.restart import RELEASE_WORDS, releases
 
 WATCH_CHANGES_MAX: Final = 4096
 """Changes held for one slow watcher; what it misses beyond that is counted and shown."""
 
-REQUEST_TOPIC: Final = "user.request"
+RETRY_HASH_DIGITS: Final = 32
+"""128 bits: no two questions of one conversation have the same."""
 
 
 class Running(Protocol):
@@ -107,7 +107,7 @@ class Service:
             raise Failure("request.invalid", "The question is empty.", "Say what you want.")
         if ask.to is not None:
             self._require_agent(ask.to)
-        topic = REQUEST_TOPIC if ask.to is None else f"agent.{ask.to}"
+        topic = topics.USER_REQUEST if ask.to is None else topics.agent_topic(ask.to)
         return await self._publish(topic, ask.text.encode(), ask)
 
     async def _send(self, send: control.Send, _: Call) -> Receipt:
@@ -120,11 +120,12 @@ class Service:
         message = Publish(
             topic=topic,
             payload=payload,
-            correlation=named or secrets.token_hex(CORRELATION_BYTES),
+            correlation=named or correlations.fresh(),
             priority=request.priority,
             expires_us=self._clock_us() + self._time_to_live_us,
-            # Asking again under the same name is the retry of a caller that lost its receipt.
-            message_id=f"ask:{named}" if named and isinstance(request, control.Ask) else None,
+            message_id=_retry_id(named, topic, payload)
+            if isinstance(request, control.Ask)
+            else None,
         )
         try:
             return await self._store.apply(publish, OPERATOR, message)
@@ -179,6 +180,14 @@ class Service:
         return control.AttentionRequests(requests=requests)
 
     async def _answer_attention(self, answer: control.AttentionAnswer, _: Call) -> Nothing:
+        agent = await self._views.quarantined_by(answer.id)
+        if agent in self._running.agent_names and not releases(answer.text):
+            raise Failure(
+                "request.invalid",
+                f"{agent} stays in quarantine and the question open, because the answer does not "
+                "say that it is to be restarted.",
+                f"To restart it, begin the answer with one of: {', '.join(RELEASE_WORDS)}.",
+            )
         await self._store.apply(
             answer_attention, OPERATOR, AnswerAttention(attention=answer.id, text=answer.text)
         )
@@ -191,3 +200,14 @@ class Service:
         near = get_close_matches(name, names, n=1, cutoff=0.5)
         cure = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(names)}."
         raise Failure("agent.unknown", f"There is no agent {name!r}.", cure)
+
+
+def _retry_id(named: str | None, topic: str, payload: bytes) -> str | None:
+    """The same question under the same name is the retry of a caller that lost its receipt.
+
+    Another question, or one to somebody else, goes on with the conversation.
+    """
+    if named is None:
+        return None
+    asked = hashlib.sha256(topic.encode() + b"\0" + payload).hexdigest()[:RETRY_HASH_DIGITS]
+    return f"ask:{named}:{asked}"

@@ -6,6 +6,7 @@ import msgspec
 
 from ipc_protocol import control
 from ipc_protocol.errors import Failure
+from ipc_protocol.limits import FRAME_BODY_BYTES_MAX
 from ipc_protocol.values import PRIORITIES
 from ipc_protocol.work import (
     Effect,
@@ -23,7 +24,9 @@ from ipc_protocol.work import (
     Weigh,
     Weighed,
 )
+from orchestrator.bus.routing import BUS
 from orchestrator.bus.tasks import tasks_of
+from orchestrator.control.fitting import TEXT_BYTES_MAX, fit
 from orchestrator.store.reader import Reader
 
 LIST_ROWS_MAX: Final = 500
@@ -31,6 +34,22 @@ LIST_ROWS_MAX: Final = 500
 
 SUMMARY_CHARACTERS_MAX: Final = 160
 """One line of a wide terminal."""
+
+STEPS_MAX: Final = 1000
+"""Journal entries of one trace: fifty deliveries of twenty steps."""
+
+REPLY_BYTES_MAX: Final = FRAME_BODY_BYTES_MAX // 4
+"""Of a reply in one answer. A composed one is far shorter; one that only joins the contributions of
+many agents need not be."""
+
+STEP_BYTES_MAX: Final = 1024
+ROW_BYTES_MAX: Final = 512
+"""Of a row of a trace without the texts that `fitting` cuts: keys, names, a topic, numbers, and for
+a step its summary, at 4 bytes a character."""
+
+assert TEXT_BYTES_MAX + STEPS_MAX * STEP_BYTES_MAX + 4 * LIST_ROWS_MAX * ROW_BYTES_MAX <= (
+    FRAME_BODY_BYTES_MAX
+)
 
 
 class Views:
@@ -56,7 +75,7 @@ class Views:
             correlation=correlation,
             state=state,
             question=_text(question),
-            reply=reply,
+            reply=None if reply is None else _whole_or_cut(reply),
             opened_us=opened_us,
             answered_us=answered_us,
         )
@@ -67,11 +86,30 @@ class Views:
         ((id_,),) = await self._reader.fetch(
             "SELECT id FROM conversation WHERE correlation = ?", (correlation,)
         )
-        return control.Trace(
-            conversation=conversation,
-            messages=await self._messages(id_),
-            deliveries=await self._deliveries(id_),
-            dead_letters=await self._dead_letters(id_),
+        messages = await self._messages(id_)
+        deliveries = await self._deliveries(id_)
+        dead_letters = await self._dead_letters(id_)
+        steps = sum(len(delivery.steps) for delivery in deliveries)
+        memories = sum(len(delivery.memories) for delivery in deliveries)
+        full = [
+            f"{maximum} {what}"
+            for what, number, maximum in (
+                ("messages", len(messages), LIST_ROWS_MAX),
+                ("deliveries", len(deliveries), LIST_ROWS_MAX),
+                ("journal entries", steps, STEPS_MAX),
+                ("memories", memories, LIST_ROWS_MAX),
+                ("dead letters", len(dead_letters), LIST_ROWS_MAX),
+            )
+            if number >= maximum
+        ]
+        return fit(
+            control.Trace(
+                conversation=conversation,
+                messages=messages,
+                deliveries=deliveries,
+                dead_letters=dead_letters,
+                cut=f"Only the first {', '.join(full)} are shown." if full else "",
+            )
         )
 
     async def _messages(self, conversation: int) -> list[control.TracedMessage]:
@@ -138,8 +176,8 @@ class Views:
             "SELECT j.delivery, j.step, j.kind, coalesce(j.phase, ''), j.request, j.result, "
             "j.tokens, j.started_us, j.finished_us FROM journal j JOIN delivery d "
             "ON d.id = j.delivery WHERE d.conversation = ? AND j.kind <> 'beginning' "
-            "ORDER BY j.delivery, j.run, j.step",
-            (conversation,),
+            "ORDER BY j.delivery, j.run, j.step LIMIT ?",
+            (conversation, STEPS_MAX),
         )
         steps: dict[int, list[control.JournalStep]] = {}
         for delivery, step, kind, phase, request, result, tokens, started_us, finished_us in rows:
@@ -162,8 +200,8 @@ class Views:
         rows = await self._reader.fetch(
             "SELECT m.delivery, m.owner, m.id, m.text, m.lesson, m.outcome, m.importance, "
             "m.created_us FROM memory m JOIN delivery d ON d.id = m.delivery "
-            "WHERE d.conversation = ? ORDER BY m.id",
-            (conversation,),
+            "WHERE d.conversation = ? ORDER BY m.id LIMIT ?",
+            (conversation, LIST_ROWS_MAX),
         )
         memories: dict[int, list[Memory]] = {}
         for delivery, *columns in rows:
@@ -223,6 +261,25 @@ class Views:
             )
             for id_, agent, question, raised_us, correlation, answer, answered_us in rows
         ]
+
+    async def quarantines(self) -> dict[str, str | None]:
+        """The agents whose quarantine a person was asked about, and the answer to the last such
+        question; None while it is open."""
+        rows = await self._reader.fetch(
+            "SELECT agent, answer, max(id) FROM attention "
+            "WHERE delivery IS NULL AND owner = ? GROUP BY agent",
+            (BUS,),
+        )
+        return {agent: answer for agent, answer, _ in rows}
+
+    async def quarantined_by(self, attention: int) -> str | None:
+        """The agent that an open question of this number keeps in quarantine."""
+        rows = await self._reader.fetch(
+            "SELECT agent FROM attention "
+            "WHERE id = ? AND state = 'open' AND delivery IS NULL AND owner = ?",
+            (attention, BUS),
+        )
+        return rows[0][0] if rows else None
 
     async def counts(self) -> "Counts":
         """How many of everything; one pass over the indexes."""
@@ -339,3 +396,10 @@ def _owned(row: "list[Any] | tuple[Any, ...]") -> control.OwnedMemory:
 
 def _text(payload: bytes) -> str:
     return payload.decode("utf-8", "replace")
+
+
+def _whole_or_cut(reply: str) -> str:
+    encoded = reply.encode()
+    if len(encoded) <= REPLY_BYTES_MAX:
+        return reply
+    return encoded[:REPLY_BYTES_MAX].decode(errors="ignore") + "…"

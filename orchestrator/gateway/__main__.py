@@ -19,8 +19,9 @@ from ipc_protocol.aio import Connection, Handlers
 from ipc_protocol.errors import Failure
 from ipc_protocol.events import Hello
 from orchestrator.gateway.address import Address, AddressError, InternetAddress, parse_address
-from orchestrator.gateway.listener import ListenError, listening
+from orchestrator.gateway.listener import listening
 from orchestrator.gateway.server import Server, serving
+from orchestrator.sockets import ListenError
 
 EXIT_USAGE: Final = 2
 EXIT_ADDRESS: Final = 3

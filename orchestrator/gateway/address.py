@@ -5,8 +5,7 @@ from typing import TypeAlias
 
 import msgspec
 
-UNIX_PATH_BYTES_MAX = 107
-"""`sun_path` of unix(7) without its final NUL."""
+from orchestrator.sockets import PATH_BYTES_MAX
 
 
 class AddressError(Exception):
@@ -39,8 +38,8 @@ def parse_address(text: str, *, beyond_loopback: bool) -> Address:
         path = text.removeprefix("unix:")
         if not path.startswith("/") or "\0" in path:
             raise AddressError(f"{text!r}: a Unix socket needs an absolute path.")
-        if len(path.encode()) > UNIX_PATH_BYTES_MAX:
-            raise AddressError(f"{text!r}: the path is over {UNIX_PATH_BYTES_MAX} bytes.")
+        if len(path.encode()) > PATH_BYTES_MAX:
+            raise AddressError(f"{text!r}: the path is over {PATH_BYTES_MAX} bytes.")
         return UnixAddress(path)
     host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):

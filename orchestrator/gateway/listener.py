@@ -1,22 +1,19 @@
 """Binds the gateway's address before anybody is told that it is ready."""
 
 import contextlib
-import errno
-import os
 import socket
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from orchestrator.gateway.address import Address, UnixAddress
+from orchestrator import sockets
+from orchestrator.gateway.address import Address, InternetAddress, UnixAddress
 
 BACKLOG: Final = 64
 """A scraper and a few health checks; whoever sends more at once waits in its own kernel."""
 
-
-class ListenError(Exception):
-    """The address cannot be bound, with the cure."""
+SOCKET_MODE: Final = 0o660
+"""A scraper of the daemon's group may read the metrics."""
 
 
 @contextlib.contextmanager
@@ -24,55 +21,21 @@ def listening(address: Address) -> Iterator[socket.socket]:
     """A bound and listening socket. Raises `ListenError`. A Unix socket's path goes with it."""
     if isinstance(address, UnixAddress):
         path = Path(address.path)
-        _clear_stale(path)
-        sock = _bound(socket.AF_UNIX, address.path, address)
-        path.chmod(0o660)
-        created = path.stat().st_ino
-        try:
-            with sock:
-                yield sock
-        finally:
-            # Only its own: another gateway may have taken the path meanwhile.
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == created:
-                    path.unlink()
+        with sockets.listening(path, mode=SOCKET_MODE, backlog=BACKLOG) as sock:
+            yield sock
     else:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        with _bound(family, (address.host, address.port), address) as sock:
+        with _bound(address) as sock:
             yield sock
 
 
-def _bound(
-    family: socket.AddressFamily, where: str | tuple[str, int], address: Address
-) -> socket.socket:
+def _bound(address: InternetAddress) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ListenError(
-                f"{address} is in use. Stop the program that listens there (ss -lp shows it), or "
-                "choose another address."
-            ) from error
-        raise ListenError(
-            f"Cannot listen on {address}: {os.strerror(error.errno or 0)}."
-        ) from error
+        raise sockets.cannot_listen(address, error) from error
     return sock
-
-
-def _clear_stale(path: Path) -> None:
-    """Remove what a gateway left that was killed: a socket on which nobody listens."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()
-            except OSError:
-                return

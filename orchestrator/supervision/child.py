@@ -22,6 +22,8 @@ class ChildState(enum.Enum):
 class ChildEvent(enum.Enum):
     START = "start"
     """Somebody starts it: the daemon, the end of a backoff, or a person who releases it."""
+    HOLD = "hold"
+    """It was quarantined before the daemon was started, and nobody has released it."""
     READY = "ready"
     STOP = "stop"
     """It is asked to leave, or no longer wanted."""
@@ -32,6 +34,7 @@ class ChildEvent(enum.Enum):
 
 CHILD: Final[dict[tuple[ChildState, ChildEvent], ChildState]] = {
     (ChildState.STOPPED, ChildEvent.START): ChildState.STARTING,
+    (ChildState.STOPPED, ChildEvent.HOLD): ChildState.QUARANTINED,
     (ChildState.STARTING, ChildEvent.READY): ChildState.RUNNING,
     (ChildState.STARTING, ChildEvent.STOP): ChildState.STOPPING,
     (ChildState.STARTING, ChildEvent.DIED_RESTART): ChildState.BACKOFF,
@@ -54,9 +57,6 @@ EVENT_OF: Final[dict[type[Restart | Quarantine | Finish], ChildEvent]] = {
     Quarantine: ChildEvent.DIED_QUARANTINE,
     Finish: ChildEvent.DIED_FINISH,
 }
-
-HAS_PROCESS: Final = frozenset({ChildState.STARTING, ChildState.RUNNING, ChildState.STOPPING})
-"""The states in which there is something to kill and a death to wait for."""
 
 
 class ImpossibleTransition(Exception):

@@ -1,11 +1,11 @@
 """What counts as hung: no progress while a process holds all it needs. Pure.
 
-Whoever waits for a slot, a tool, a person or more work is not hung, however long that takes. To ask
-for something and to be given it are progress; so the clock runs only between being given something
-and the next sign of life.
+Whoever waits for a slot, a tool, a person or more work is not hung, however long that takes. A
+worker is watched by its driver, between an answer to it and its next sign of life. An engine is
+asked how it is: an answer is a sign of life unless it has work and has made no step since.
 """
 
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from ipc_protocol.values import Message
 
@@ -16,27 +16,21 @@ ENGINE_PATIENCE_US: Final = 120_000_000
 """A single step was seen to take 4.6 s on a busy machine, and a long prefill is many of them."""
 assert ENGINE_PATIENCE_US > WORKER_PATIENCE_US
 
-Need: TypeAlias = Literal["work", "slot", "tool", "memory", "person"]
-"""What one can wait for, all of it outside the process."""
-
 
 class Activity(Message, frozen=True):
-    """What a process has been doing since when. `waits_for` None: it holds all it needs."""
+    """The last sign of life of an engine: when it was, and how many steps it had made by then."""
 
-    since_us: int
-    waits_for: Need | None = "work"
-
-
-def waits(activity: Activity, need: Need, now_us: int) -> Activity:
-    """It has asked for something that takes as long as it takes."""
-    return Activity(since_us=max(activity.since_us, now_us), waits_for=need)
+    since_us: int = 0
+    steps: int = 0
 
 
-def progressed(activity: Activity, now_us: int) -> Activity:
-    """It was given what it waited for, or showed a sign of life."""
-    return Activity(since_us=max(activity.since_us, now_us), waits_for=None)
+def heard(activity: Activity, steps: int, working: bool, now_us: int) -> Activity:
+    """It has answered. Without work that is enough; with work only a new step counts."""
+    if working and steps == activity.steps:
+        return activity
+    return Activity(since_us=now_us, steps=steps)
 
 
 def is_hung(activity: Activity, now_us: int, patience_us: int) -> bool:
-    """Whether it has had all it needs for longer than `patience_us` and did nothing with it."""
-    return activity.waits_for is None and now_us - activity.since_us > patience_us
+    """Whether it has shown no sign of life for longer than `patience_us`."""
+    return now_us - activity.since_us > patience_us

@@ -5,7 +5,8 @@ The convention between the daemon and its programs (zygote, engines, gateway):
 - The program inherits one connected Unix socket, named by number on its command line, and nothing
   else. It is the initiator of that line: it says hello when it is ready to serve, not before.
 - When the line closes, the program leaves. So a daemon that is killed leaves nobody behind.
-- Its standard error goes to the daemon's log line by line, its standard output nowhere.
+- Its standard error goes to the daemon's log, line by line and at a bounded rate; its standard
+  output goes nowhere.
 
 It runs in a session of its own, so that Ctrl-C in a terminal reaches the daemon alone, which then
 ends its programs in order.
@@ -29,15 +30,12 @@ from typing import Final, Self
 import msgspec
 
 from ipc_protocol.errors import Failure
-from orchestrator.supervision.lines import LineSplitter
+from orchestrator.supervision.childlog import ChildLog
 
 log = logging.getLogger(__name__)
 
-READ_BYTES: Final = 4096
 LAST_LINES_MAX: Final = 20
 """Kept of a program's log for the explanation of its death: a traceback and what led to it."""
-STDERR_SECONDS_MAX: Final = 1.0
-"""How long the log is read after a death; whoever else holds it open is not waited for."""
 
 
 class StopDeadlines(msgspec.Struct, frozen=True):
@@ -84,7 +82,7 @@ class ChildProcess:
         self._process = process
         self._deadlines = deadlines
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES_MAX)
-        self._reading = asyncio.create_task(self._log_lines(log_read), name=f"log of {name}")
+        self._log = ChildLog(name, log_read, self._last_lines.append)
         self._exited = asyncio.Event()
         self._pidfd = os.pidfd_open(process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
@@ -115,8 +113,7 @@ class ChildProcess:
                 await child.stop()
             finally:
                 line.close()
-                child._reading.cancel()
-                await asyncio.gather(child._reading, return_exceptions=True)
+                await child._log.close()
 
     @property
     def pid(self) -> int:
@@ -152,8 +149,7 @@ class ChildProcess:
     async def wait_death(self) -> Death:
         """Wait for the end of the program, whoever brings it about."""
         await self._exited.wait()
-        # The last words may still be on their way; asyncio.wait leaves the reading be.
-        await asyncio.wait((self._reading,), timeout=STDERR_SECONDS_MAX)
+        await self._log.wait_end()
         status = self._process.returncode
         return Death(
             exit_status=status if status >= 0 else None,
@@ -211,25 +207,6 @@ class ChildProcess:
         os.close(self._pidfd)
         self._process.wait()  # it is dead: this only takes its status
         self._exited.set()
-
-    async def _log_lines(self, log_read: int) -> None:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=READ_BYTES)
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(log_read, "rb", buffering=0)
-        )
-        splitter = LineSplitter()
-        try:
-            while data := await reader.read(READ_BYTES):
-                self._log(splitter.feed(data))
-        finally:
-            self._log(splitter.finish())
-            transport.close()
-
-    def _log(self, lines: Sequence[str]) -> None:
-        for line in lines:
-            self._last_lines.append(line)
-            log.info("%s: %s", self.name, line)
 
 
 def _start(

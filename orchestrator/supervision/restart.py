@@ -10,6 +10,7 @@ held against the child.
 """
 
 import enum
+import re
 from typing import Final, TypeAlias
 
 import msgspec
@@ -24,6 +25,14 @@ WINDOW_US: Final = 60_000_000
 DEATHS_MAX: Final = 5
 """With the shortest waits, 0.2 s to 3.2 s, five deaths take 3 s and the sixth comes after 6 s: a
 child that cannot start is quarantined within seconds, one that dies twice a minute never."""
+
+RELEASE_WORDS: Final = ("yes", "y", "ok", "restart", "release")
+"""How an answer begins that lets a child out of quarantine. Any other leaves it there: taking a
+"no" for a yes would start again what somebody wants to be left alone."""
+RELEASE_QUESTION: Final = (
+    f"Restart it? An answer that begins with {', '.join(RELEASE_WORDS[:-1])} or "
+    f"{RELEASE_WORDS[-1]} does."
+)
 
 assert STABLE_US >= 2 * BACKOFF_US_MAX
 assert BACKOFF_US_MIN * (2**DEATHS_MAX - 1) < WINDOW_US
@@ -143,3 +152,9 @@ def _backoff_us(policy: RestartPolicy, streak: int) -> int:
     # Beyond the quotient's bits doubling only makes large numbers of what is capped anyway.
     doublings = min(streak, (policy.backoff_us_max // policy.backoff_us_min).bit_length())
     return min(policy.backoff_us_max, policy.backoff_us_min << doublings)
+
+
+def releases(answer: str) -> bool:
+    """Whether an answer to `RELEASE_QUESTION` says yes."""
+    first = re.match(r"\W*(\w+)", answer)
+    return first is not None and first[1].casefold() in RELEASE_WORDS

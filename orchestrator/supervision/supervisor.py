@@ -52,9 +52,13 @@ class Supervisor:
         self._on_quarantine = on_quarantine
         self._restart = RestartState()
         self._released = asyncio.Event()
+        self._held = False
 
     async def run(self, live: Live) -> None:
         """Until the policy says that it has ended for good."""
+        if self._held:
+            self._to(ChildEvent.HOLD)
+            await self._wait_released()
         while True:
             self._to(ChildEvent.START)
             died = await self._live_once(live)
@@ -67,7 +71,7 @@ class Supervisor:
                     log.info("%s starts again in %.1f s", self.name, delay_us / 1e6)
                     await asyncio.sleep(delay_us / 1e6)
                 case Quarantine():
-                    await self._wait_released(decision)
+                    await self._quarantine(decision)
                 case Finish():
                     return
 
@@ -76,6 +80,11 @@ class Supervisor:
         self.detail = detail
         self._to(ChildEvent.READY)
         self._restart, _ = decide(self._policy, self._restart, Ready(), self._clock_us())
+
+    def hold(self, detail: str) -> None:
+        """Before `run`: begin in quarantine, where it was when the daemon was stopped."""
+        assert self.state is ChildState.STOPPED
+        self._held, self.detail = True, detail
 
     def release(self) -> None:
         """A person says that the reason for the quarantine is removed."""
@@ -89,11 +98,15 @@ class Supervisor:
             log.warning("%s failed: %s", self.name, error)
             return Died()
 
-    async def _wait_released(self, quarantine: Quarantine) -> None:
+    async def _quarantine(self, quarantine: Quarantine) -> None:
         log.error("%s died %d times and is quarantined", self.name, quarantine.deaths)
         if self._on_quarantine is not None:
             await self._on_quarantine(quarantine)
+        # Only now there is a question, so nobody can have answered it yet.
         self._released.clear()
+        await self._wait_released()
+
+    async def _wait_released(self) -> None:
         await self._released.wait()
         self._restart, _ = decide(self._policy, self._restart, Released(), self._clock_us())
 

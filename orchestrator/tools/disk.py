@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from orchestrator.printable import printable
 from orchestrator.tools import limits
-from orchestrator.tools.tool import printable
 
 MOUNTS_FILE: Final = Path("/proc/self/mountinfo")
 _WITHOUT_DEVICE: Final = frozenset({"zfs", "bcachefs", "overlay"})

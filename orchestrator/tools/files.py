@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import ToolResult
+from orchestrator.printable import printable
 from orchestrator.tools import limits
 from orchestrator.tools.folder import Entry
 from orchestrator.tools.tool import (
@@ -14,7 +15,6 @@ from orchestrator.tools.tool import (
     ToolArguments,
     ToolContext,
     cut,
-    printable,
     prose,
     record,
     text,

@@ -16,7 +16,7 @@ class SearchArguments(ToolArguments, frozen=True):
 async def search(arguments: SearchArguments, context: ToolContext) -> ToolResult:
     memories = await context.recall(arguments.query, limits.MEMORIES_MAX)
     if not memories:
-        return ToolResult(ok=True, output="Nothing was found.")
+        return ToolResult(ok=True, output="You remember nothing about that.")
     lines = "\n".join(f"- {' '.join(memory.text.split())}" for memory in memories)
     return ToolResult(ok=True, output=cut(lines, limits.MEMORY_OUTPUT_CHARACTERS_MAX))
 

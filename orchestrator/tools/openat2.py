@@ -10,7 +10,6 @@ from typing import Final
 
 from ipc_protocol.errors import Failure
 
-RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08

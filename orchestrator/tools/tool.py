@@ -98,11 +98,6 @@ def record(properties: Mapping[str, Schema]) -> Schema:
     }
 
 
-def printable(name: str) -> str:
-    """A name that somebody else chose, safe to show in one line and to encode."""
-    return "".join(character if character.isprintable() else "?" for character in name)
-
-
 def cut(output: str, characters_max: int) -> str:
     """At most so many characters; what is left out is counted, so that nobody takes it for all."""
     if len(output) <= characters_max:

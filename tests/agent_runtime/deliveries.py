@@ -42,7 +42,14 @@ def arguments(**properties: dict[str, Any]) -> dict[str, Any]:
 HOST_READ = ToolDescription(
     name="host.read",
     purpose="Read a fact about this host.",
-    parameters=arguments(path={"type": "string", "enum": ["/proc/loadavg", "@disk"]}),
+    parameters=arguments(
+        path={
+            "anyOf": [
+                {"const": "/proc/loadavg", "description": "load, CPU, slow"},
+                {"const": "@disk", "description": "disk, storage"},
+            ]
+        }
+    ),
 )
 FS_WRITE = ToolDescription(
     name="fs.write",
@@ -55,8 +62,30 @@ FS_WRITE = ToolDescription(
 MESSAGE_SEND = ToolDescription(
     name="message.send",
     purpose="Send a message.",
-    parameters={"anyOf": [arguments(topic={"enum": ["ops.report"]}, text={"type": "string"})]},
+    parameters={
+        "anyOf": [
+            arguments(
+                to={"type": "string", "enum": ["devclaw", "uxclaw"]},
+                text={"type": "string", "maxLength": 600},
+            ),
+            arguments(
+                topic={"type": "string", "enum": ["ops.report"]},
+                text={"type": "string", "maxLength": 600},
+            ),
+        ]
+    },
     outward=True,
+)
+TASK_CREATE = ToolDescription(
+    name="task.create",
+    purpose="Note a task for later.",
+    parameters=arguments(title={"type": "string", "maxLength": 80}),
+    outward=True,
+)
+MEMORY_SEARCH = ToolDescription(
+    name="memory.search",
+    purpose="Search what you remember.",
+    parameters=arguments(query={"type": "string", "maxLength": 120}),
 )
 TOOLS = [HOST_READ, FS_WRITE, MESSAGE_SEND]
 
@@ -72,9 +101,14 @@ def profile(**changes: Any) -> AgentProfile:
         "publishes": ["user.reply", "ops.report"],
         "steps_max": 4,
         "tokens_max": 2048,
-        "preference_weight": 0.1,
+        "preference_weight": 1.0,
     }
     return AgentProfile(**{**fields, **changes})
+
+
+def guided(**changes: Any) -> AgentProfile:
+    """An agent whose model is too small to be left alone with its choices."""
+    return profile(**{"preference_weight": 0.1, **changes})
 
 
 def verdict(action: VerdictAction = "uncertain", to: str | None = None) -> Verdict:
@@ -110,6 +144,7 @@ def handle(
     text: str = "The disk is full.",
     *,
     topic: str = "user.request",
+    sender: str = "caller",
     question: str = "",
     answers: Iterable[Answer] = (),
     **beginning: Any,
@@ -120,7 +155,7 @@ def handle(
         envelope=Envelope(
             id=1,
             topic=topic,
-            sender="caller",
+            sender=sender,
             payload=text.encode(),
             correlation="c-1",
             priority="high",

@@ -120,15 +120,13 @@ def test_doubtful_evidence_recalls_weighs_and_asks() -> None:
     decision = said({"action": "act", "priority": "low", "reason": "the disk is full"})
     weighed = Weighed(verdict=verdict("act"), preferences={"opsclaw": -10.123456, "none": -20.0})
     answers = world(decision, *RUN, weigh=weighed)
-    _, completion, effects = drive(profile(), handle(evidence=found), answers)
+    _, completion, effects = drive(profile(preference_weight=0.5), handle(evidence=found), answers)
     assert kinds(effects)[:4] == ["Recall", "Weigh", "Infer", "Note"]
     assert kinds(effects)[4] == "Infer"  # act shares the recall
     weigh, asked, note = effects[1], effects[2], effects[3]
     assert isinstance(weigh, Weigh)
-    assert weigh.message == "The disk is full."
-    assert weigh.evidence == found
     assert isinstance(asked, Infer) and asked.schema is not None
-    assert asked.schema["properties"]["action"] == {"const": "act"}
+    assert asked.schema["anyOf"][0]["properties"]["action"] == {"const": "act"}
     assert isinstance(note, Note)
     assert note.summary.startswith("act (low): screening 0.30")
     assert note.data["reason"] == "the disk is full"
@@ -196,7 +194,8 @@ def test_the_owner_that_did_not_receive_it_gets_it_from_the_fallback() -> None:
     assert note.summary.startswith("delegate to devclaw (high): screening 0.10")
     assert completion.outcome == "delegated"
     assert [output.topic for output in completion.outputs] == ["agent.devclaw"]
-    assert text_of(completion).startswith("Fix it.\n\n(Passed on by opsclaw: it is rather devclaw")
+    assert text_of(completion) == "Fix it."
+    assert "it is rather devclaw" in completion.reason
     assert completion.memories[0].text == "Passed to devclaw: Fix it."
 
 
@@ -283,7 +282,7 @@ def test_a_delivery_calls_a_tool_answers_and_remembers() -> None:
     assert completion.outputs == [
         Outgoing(
             topic="user.reply",
-            payload=b"Free some space on /var.\n[host.read @disk: / is 97% full]",
+            payload=b"Free some space on /var.\n\nSeen:\n- host.read @disk: / is 97% full",
         )
     ]
     memory = completion.memories[0]
@@ -433,8 +432,8 @@ def test_without_a_model_the_answer_says_what_was_seen() -> None:
     answers = world(READ_DISK, DOWN, DOWN, DOWN)
     _, completion, _ = drive(profile(), handle(must_take=True), answers)
     assert text_of(completion) == (
-        "There is no answer: The engine is down. (inference.unavailable).\n"
-        "[host.read @disk: / is 97% full]"
+        "There is no answer: The engine is down. (inference.unavailable).\n\n"
+        "Seen:\n- host.read @disk: / is 97% full"
     )
     assert completion.outcome == "acted"
     assert completion.memories[0].outcome == "partial"

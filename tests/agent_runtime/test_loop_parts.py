@@ -24,11 +24,13 @@ from agent_runtime.loop.prompts import (
     DEFAULTS,
     excerpt,
     fill,
+    options_of,
+    preamble,
     shorten,
-    system_text,
     text_of,
     unfenced,
     whole_sentences,
+    without_repeats,
 )
 from ipc_protocol.work import ToolDescription
 
@@ -98,6 +100,7 @@ def test_a_reflection_is_held_to_the_outcomes_that_the_facts_leave() -> None:
     value = {"lesson": "Look at the disk first.", "outcome": "failure", "importance": 3}
     assert not accepts(reflection_schema(["success", "partial"]), value)
     assert accepts(reflection_schema(["failure"]), value)
+    assert not accepts(reflection_schema(["failure"], ["Look twice."]), value)
     assert parse(json.dumps(value), Reflection) is not None
 
 
@@ -113,7 +116,7 @@ def test_what_is_no_decision_is_none(text: str) -> None:
 
 def test_the_shipped_prompts_are_all_there() -> None:
     assert sorted(DEFAULTS) == sorted(
-        ["system", "triage", "act", "next", "write", "answer", "reflect", "compose"]
+        ["system", "triage", "act", "next", "write", "answer", "advise", "reflect", "compose"]
     )
 
 
@@ -128,10 +131,12 @@ def test_braces_in_values_and_unknown_names_stay() -> None:
 
 
 def test_the_system_text_names_identity_and_tools() -> None:
-    text = system_text(profile(), {"system": "{identity}|{name}|{tools}"})
+    text = preamble(profile(), {"system": "{identity}|{name}|{tools}"}, profile().tools)
     assert text == (
-        "You are OpsClaw. You keep this host healthy.|opsclaw|"
+        "You are OpsClaw. You keep this host healthy.|opsclaw|Your tools:\n"
         "host.read(path): Read a fact about this host.\n"
+        "- /proc/loadavg: load, CPU, slow\n"
+        "- @disk: disk, storage\n"
         "fs.write(path, content): Write a text file in your work folder.\n"
         "message.send: Send a message."
     )
@@ -165,6 +170,28 @@ def test_a_text_comes_without_its_fence(text: str, inside: str) -> None:
 def test_a_cut_text_ends_with_its_last_whole_sentence() -> None:
     assert whole_sentences("One. Two! Thr") == "One. Two!"
     assert whole_sentences("One and") == "One and"
+    assert whole_sentences("1. One.\n2. Two.\n3. Thr") == "1. One.\n2. Two."
+
+
+def test_an_agent_without_tools_is_told_of_none() -> None:
+    assert preamble(profile(), {}, []) == profile().identity
+
+
+def test_the_options_of_a_parameter_are_its_values_and_what_they_mean() -> None:
+    schema = {"anyOf": [{"const": "a", "description": "b"}, {"const": 1}, {"type": "null"}, True]}
+    assert options_of(schema) == {"a": "b", "1": ""}
+    assert options_of(True) == {}
+
+
+def test_a_sentence_is_said_once() -> None:
+    assert without_repeats("It is done. It is done.\n\nIt is Done.\n- Look! Now.") == (
+        "It is done.\n\n- Look! Now."
+    )
+
+
+def test_code_may_say_a_line_twice() -> None:
+    code = "```\nx.\nx.\n```"
+    assert without_repeats(code) == code
 
 
 # ---- Budget -------------------------------------------------------------------------------------

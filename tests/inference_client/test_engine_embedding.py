@@ -49,3 +49,12 @@ async def test_any_gguf_can_give_vectors(model_path):
         assert np.linalg.norm(found, axis=1) == pytest.approx([1] * 4, abs=1e-4)
         assert found[0] @ found[1] == pytest.approx(1, abs=1e-3)
         assert found[0] @ found[2] < 0.999
+
+
+async def test_every_request_is_a_step_and_none_is_left_at_the_end():
+    async with running_engine("embedding") as engine:
+        await engine.client.start(EngineStart(name="words", path=""))
+        for asked in range(3):
+            status = await engine.client.status()
+            assert (status.steps, status.working) == (asked, False)
+            await engine.client.embed(["disk"])

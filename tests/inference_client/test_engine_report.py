@@ -55,3 +55,18 @@ def test_an_idle_slot_shows_whose_text_it_keeps():
     pool.run()
     (slot,) = status_of(INFO, pool.planner, Accounts(), now_us=0).slots
     assert (slot.state, slot.agent, slot.cached_tokens) == ("free", "a", 2)
+
+
+def test_an_engine_is_working_until_the_last_request_has_its_answer():
+    pool = Simulation(slots=1)
+
+    def working() -> bool:
+        return status_of(INFO, pool.planner, Accounts(), now_us=0).working
+
+    assert not working()
+    pool.submit("a", prompt=[5, 5], tokens=2)
+    assert working()
+    pool.step()
+    assert working()
+    pool.run()
+    assert not working()

@@ -30,7 +30,6 @@ def test_what_is_spent_adds_up() -> None:
         (Spent(tokens=100), False, True, "100 tokens"),
         (Spent(time_us=1_000_000), True, False, "for its 1 s"),
         (Spent(time_us=1_000_000), False, True, "for its 1 s"),
-        (Spent(effects=ALLOWANCE.effects), False, False, "effects"),
     ],
 )
 def test_each_budget_ends_what_it_limits(

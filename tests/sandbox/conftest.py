@@ -1,78 +1,16 @@
 """Hosts for the tests: a real zygote as root, and the same as an ordinary user."""
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
-
-_HERE = Path(__file__).parent
-_REPOSITORY = _HERE.parent.parent
-_ORDINARY_UID = 1500
-
-HostMaker = Callable[..., "HostProcess"]
-
-
-class HostProcess:
-    """`host.py` in a process of its own."""
-
-    def __init__(self, *options: str, wrapper: tuple[str, ...] = ()) -> None:
-        self.process = subprocess.Popen(
-            [*wrapper, sys.executable, str(_HERE / "host.py"), *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(_REPOSITORY)},
-            text=True,
-        )
-
-    def do(self, command: str, **arguments: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, f"the host died with {self.process.wait()}"
-        return json.loads(answer)
-
-    def fork(self, mode: str = "strict") -> dict[str, Any]:
-        worker = self.do("fork", mode=mode)
-        assert "error" not in worker, worker
-        return worker
-
-    def attempt_in(self, pid: int, attempt: str, **arguments: Any) -> dict[str, Any]:
-        return self.do("attempt", pid=pid, attempt=attempt, arguments=arguments)
-
-    def attempt(self, attempt: str, mode: str = "strict", **arguments: Any) -> dict[str, Any]:
-        """One attempt in a worker of its own."""
-        pid = self.fork(mode)["pid"]
-        answer = self.attempt_in(pid, attempt, **arguments)
-        self.do("kill", pid=pid)
-        self.do("reap", pid=pid)
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=20)
-
-
-def _options(kind: str) -> tuple[str, ...]:
-    if os.geteuid() == 0:
-        return () if kind == "root" else ("--uid", str(_ORDINARY_UID))
-    if kind == "root":
-        pytest.skip("needs root")
-    return ()
+from hosts import HostMaker, HostProcess, options_of
 
 
 @pytest.fixture(scope="session", params=["root", "ordinary user"])
 def host(request: pytest.FixtureRequest) -> Iterator[HostProcess]:
     """Shared by all tests that leave it as they found it."""
-    process = HostProcess(*_options(request.param))
+    process = HostProcess(*options_of(request.param))
     yield process
     process.close()
 
@@ -83,7 +21,7 @@ def make_host(request: pytest.FixtureRequest) -> Iterator[HostMaker]:
     with ExitStack() as hosts:
 
         def make(*options: str, wrapper: tuple[str, ...] = ()) -> HostProcess:
-            process = HostProcess(*_options(request.param), *options, wrapper=wrapper)
+            process = HostProcess(*options_of(request.param), *options, wrapper=wrapper)
             hosts.callback(process.close)
             return process
 

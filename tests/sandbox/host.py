@@ -68,10 +68,10 @@ def _open_descriptors() -> int:
 
 
 class Host:
-    def __init__(self, zygote: Zygote, log_read: int, agent_uid: int | None) -> None:
+    def __init__(self, zygote: Zygote, log: tuple[int, int], agent_uid: int | None) -> None:
         self.zygote = zygote
         self.agent_uid = agent_uid
-        self.log_read = log_read
+        self.log_read, self.log_write = log
         self.peers: dict[int, socket.socket] = {}
 
     def fork(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Host:
         ours.settimeout(_SECONDS_MAX)
         before = _open_descriptors()
         try:
-            worker = self.zygote.fork(spec, theirs.fileno())
+            worker = self.zygote.fork(spec, theirs.fileno(), self.log_write)
             leaked = _open_descriptors() - before
         except ForkError as error:
             answer = {
@@ -176,10 +176,9 @@ def main() -> None:
         os.setresgid(options.uid, options.uid, options.uid)
         os.setresuid(options.uid, options.uid, options.uid)
     agent_uid = None if options.keep_user or os.geteuid() != 0 else _AGENT_UID
-    log_read, log_write = os.pipe()
     seconds_max = _HANG_SECONDS if options.hang else _SECONDS_MAX
-    with Zygote(worker_main, log_fd=log_write, fork_seconds_max=seconds_max) as zygote:
-        host = Host(zygote, log_read, agent_uid)
+    with Zygote(worker_main, fork_seconds_max=seconds_max) as zygote:
+        host = Host(zygote, os.pipe(), agent_uid)
         for line in sys.stdin:
             request = json.loads(line)
             try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HostProcess
+from hosts import HostProcess
 
 _REFUSED_BY_SECCOMP = {"refused": "EPERM"}
 _ONLY_X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64")

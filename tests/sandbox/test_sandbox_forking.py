@@ -4,7 +4,7 @@ import os
 import select
 
 import pytest
-from conftest import HostMaker, HostProcess
+from hosts import HostMaker, HostProcess
 
 _SECONDS_MAX = 10
 

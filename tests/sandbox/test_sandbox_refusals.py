@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import HostMaker, HostProcess
+from hosts import HostMaker, HostProcess
 
 _NO_USER_NAMESPACES = (
     "unshare",

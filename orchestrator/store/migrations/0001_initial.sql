@@ -126,6 +126,7 @@ CREATE TABLE journal (
   request     TEXT    NOT NULL CHECK (json_valid(request)),
   result      TEXT    NOT NULL CHECK (json_valid(result)),
   tokens      INTEGER NOT NULL DEFAULT 0,
+  charged_us  INTEGER NOT NULL DEFAULT 0,   -- counts against the budget; what was waited does not
   prompt_set  TEXT    REFERENCES prompt_set (hash),
   started_us  INTEGER NOT NULL,
   finished_us INTEGER NOT NULL,

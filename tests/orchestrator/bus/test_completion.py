@@ -11,9 +11,12 @@ from orchestrator.bus.leasing import Fail, ResumeDue, fail, resume_due
 from orchestrator.bus.limits import (
     BACKPRESSURE_RETRY_US,
     DEATHS_MAX,
+    DEFERRAL_US_MAX,
+    DEFERRAL_US_MIN,
     MEMORIES_MAX,
     MEMORY_CHARS_MAX,
     OUTPUTS_MAX,
+    RUNS_MAX,
     TASK_CHANGES_MAX,
     TASK_CHARS_MAX,
 )
@@ -163,7 +166,7 @@ async def test_an_agent_asks_for_less_urgency_but_never_for_more_than_it_has(bus
 async def test_a_deferred_delivery_comes_back_with_a_new_beginning(bus: Bus) -> None:
     await bus.ask(topic="ops.disk")
     delivery = await bus.leased("opsclaw")
-    until_us = bus.now_us + 100
+    until_us = bus.now_us + DEFERRAL_US_MIN
     for repeated in (False, True):
         deferred = await bus.complete(
             "opsclaw", delivery, outcome="deferred", until_us=until_us, memories=[LESSON]
@@ -383,3 +386,33 @@ async def test_a_completion_over_its_limits_is_refused_whole(bus: Bus, more: Any
     assert failure.value.code == "work.refused"
     assert await bus.value("SELECT count(*) FROM memory") == 0
     assert await bus.value("SELECT state FROM delivery") == "leased"
+
+
+@pytest.mark.parametrize(
+    "ahead_us", [None, 0, DEFERRAL_US_MIN - 1, DEFERRAL_US_MAX + 1, 2**62 - 1_800_000_000_000_000]
+)
+async def test_a_deferral_needs_a_time_that_comes(bus: Bus, ahead_us: int | None) -> None:
+    await bus.ask(topic="ops.disk")
+    until_us = None if ahead_us is None else bus.now_us + ahead_us
+    with pytest.raises(Failure, match="deferral"):
+        await bus.do_next("opsclaw", outcome="deferred", until_us=until_us)
+
+
+async def test_a_deferral_publishes_nothing(bus: Bus) -> None:
+    await bus.ask(topic="ops.disk")
+    until_us = bus.now_us + DEFERRAL_US_MIN
+    with pytest.raises(Failure, match="deferral"):
+        await bus.do_next(
+            "opsclaw", ("user.reply", "not yet"), outcome="deferred", until_us=until_us
+        )
+
+
+async def test_nothing_is_put_off_for_ever(bus: Bus) -> None:
+    await bus.ask(topic="ops.disk")
+    for _ in range(RUNS_MAX - 1):
+        until_us = bus.now_us + DEFERRAL_US_MIN
+        await bus.do_next("opsclaw", outcome="deferred", until_us=until_us)
+        bus.now_us = until_us
+        await bus.store.apply(resume_due, BUS, ResumeDue())
+    with pytest.raises(Failure, match="at most 7 times"):
+        await bus.do_next("opsclaw", outcome="deferred", until_us=bus.now_us + DEFERRAL_US_MIN)

@@ -8,7 +8,6 @@ from ipc_protocol.errors import Failure
 from ipc_protocol.work import (
     Effect,
     EffectResult,
-    Evidence,
     Infer,
     Inferred,
     Note,
@@ -31,6 +30,7 @@ from orchestrator.bus.attention import (
 )
 from orchestrator.bus.journal import Append, append_journal, read_journal
 from orchestrator.bus.leasing import Fail, ReleaseLeases, Wake, fail, release_leases, wake
+from orchestrator.bus.limits import DEFERRAL_US_MIN
 from orchestrator.bus.observations import HealthEvent, Span, record_span, report_health
 from orchestrator.bus.routing import BUS, OPERATOR, SUPERVISOR
 from orchestrator.store.audit import first_broken
@@ -78,9 +78,6 @@ async def append(
 
 
 VERDICT = Verdict(action="act", reason="it is mine", certain=False, probability=0.9)
-EVIDENCE = Evidence(
-    agent="opsclaw", score=0.5, margin=0.1, scores={"opsclaw": 0.5}, nobody=0.1, nearest="disks"
-)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +85,7 @@ EVIDENCE = Evidence(
     [
         (Infer(phase="triage", messages=[], tokens_max=5), Inferred(text="x", generated_tokens=1)),
         (
-            Weigh(phase="triage", message="disk full", evidence=EVIDENCE),
+            Weigh(phase="triage"),
             Weighed(verdict=VERDICT, preferences={"opsclaw": -0.5}),
         ),
         (Recall(phase="act", query="disk"), Recalled(memories=[])),
@@ -133,12 +130,13 @@ async def test_a_retry_knows_what_earlier_attempts_have_spent(bus: Bus, delivery
     await append(bus, delivery, 1, infer, Inferred(text="", generated_tokens=4), tokens=4)
     await bus.store.apply(release_leases, BUS, ReleaseLeases())
     lease = await bus.lease("opsclaw", "w2")
-    assert (lease.tool_calls, lease.tokens) == (1, 4)
+    assert (lease.spent.steps, lease.spent.tokens) == (1, 4)
 
 
 async def test_a_deferral_begins_a_new_journal(bus: Bus, delivery: int) -> None:
     await append(bus, delivery, 0, TOOL, ToolResult(ok=True, output="before"))
-    await bus.complete("opsclaw", delivery, outcome="deferred")
+    until_us = bus.now_us + DEFERRAL_US_MIN
+    await bus.complete("opsclaw", delivery, outcome="deferred", until_us=until_us)
     await bus.store.apply(wake, BUS, Wake(delivery=delivery))
     await bus.leased("opsclaw")
     assert await bus.reader.view(read_journal, delivery, 0, TOOL) is None

@@ -29,7 +29,7 @@ COMMANDS: list[tuple[list[str], Any, list[str]]] = [
     (
         ["status"],
         control.Status,
-        ["healthy", "up 1 h 0 min", "opsclaw", "smollm2", "1/2", "2 queu"],
+        ["healthy", "up 1 h 0 min", "opsclaw", "smollm2", "1/2", "2 queu", "without landlock"],
     ),
     (["agents"], control.Agents, ["opsclaw", "busy", "act, delivery 12", "without landlock"]),
     (["slots"], control.Engines, ["decode", "17", "devclaw", "all slots busy", "512/8192"]),

@@ -10,22 +10,49 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from inference_client.models import Registry
 from orchestrator.cli.exits import EPILOG, MEANINGS, Exit
 from orchestrator.cli.main import COMMANDS
 from orchestrator.cli.measure import Measure
 from orchestrator.config import Config
+from tests.inference_client import ggufs
 
 Agentd = Callable[..., Result]
 
 
-def test_init_writes_a_configuration_that_check_accepts(agentd: Agentd, tmp_path: Path) -> None:
-    made = agentd("init", tmp_path / 'it\'s "new"')
+def test_init_writes_a_configuration_that_lacks_nothing_but_its_model(
+    agentd: Agentd, tmp_path: Path
+) -> None:
+    folder = tmp_path / 'it\'s "new"'
+    made = agentd("init", folder)
     assert made.exit_code == Exit.OK, made.output
     assert "agentd run --config" in made.stdout
-    result = agentd("check", "--config", tmp_path / 'it\'s "new"')
-    assert result.exit_code == Exit.OK
-    assert "5 agents" in result.stdout
-    assert "agentd models pull smollm2" in result.stdout
+    before = agentd("check", "--config", folder)
+    assert before.exit_code == Exit.CONFIG
+    assert "model.default.file" in before.stdout
+    assert "agentd models pull smollm2" in before.stdout
+    register_model(folder / "state")
+    after = agentd("check", "--config", folder)
+    assert after.exit_code == Exit.OK, after.stdout
+    assert "5 agents" in after.stdout
+
+
+def register_model(state: Path, name: str = "smollm2") -> None:
+    """A file that says of itself what a model's says."""
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "tiny.gguf").write_bytes(ggufs.model())
+    Registry(state / "models").add(state / "tiny.gguf", name)
+
+
+def test_init_tells_a_program_what_it_wrote(agentd: Agentd, tmp_path: Path) -> None:
+    document = json.loads(agentd("init", tmp_path, "--json").stdout)
+    assert document["config"] == str(tmp_path / "agentd.toml")
+    assert document["socket"] == str(tmp_path / "agentd.sock")
+    assert str(tmp_path / "agents.d" / "opsclaw.toml") in document["wrote"]
+    assert all(Path(path).is_file() for path in document["wrote"])
+    again = agentd("init", tmp_path, "--json")
+    assert again.exit_code == Exit.FAILED
+    assert "exists" in json.loads(again.stderr)["message"]
 
 
 def test_init_overwrites_nothing(agentd: Agentd, tmp_path: Path) -> None:
@@ -44,22 +71,31 @@ def test_init_refuses_a_socket_that_could_not_be_bound(agentd: Agentd, tmp_path:
 
 
 def test_check_lists_all_mistakes_with_their_lines(agentd: Agentd, tmp_path: Path) -> None:
-    (tmp_path / "agentd.toml").write_text("[deamon]\n[gateway]\nlisten = 1\nagents_max = -1\n")
+    (tmp_path / "agentd.toml").write_text(
+        "[model]\n[deamon]\n[gateway]\nlisten = 1\nagents_max = -1\n"
+    )
     result = agentd("check", "--config", tmp_path)
     assert result.exit_code == Exit.CONFIG
-    for part in ("agentd.toml:1: deamon", "'daemon'?", "agentd.toml:3", "agentd.toml:4"):
+    for part in ("agentd.toml:2: deamon", "'daemon'?", "agentd.toml:4", "agentd.toml:5"):
         assert part in result.stdout
     document = json.loads(agentd("check", "--json", "--config", tmp_path).stdout)
     assert document["ok"] is False
-    assert [problem["line"] for problem in document["problems"]] == [1, 3, 4]
+    assert [problem["line"] for problem in document["problems"]] == [2, 4, 5]
 
 
-def test_run_starts_nothing_with_a_wrong_configuration(agentd: Agentd, tmp_path: Path) -> None:
-    (tmp_path / "agentd.toml").write_text("[daemon]\nlog = 1\n[model.x]\nslots = 0\n")
+def test_run_names_every_mistake_and_every_missing_model_and_makes_nothing(
+    agentd: Agentd, tmp_path: Path
+) -> None:
+    (tmp_path / "agentd.toml").write_text(
+        "[daemon]\nlog = 1\nstate = 'state'\nsocket = 'new/a.sock'\n"
+        "[model.x]\nslots = 0\nfile = 'smolm2'\n[embedding]\nengine = 'no.gguf'\n"
+    )
     result = agentd("run", "--config", tmp_path)
     assert result.exit_code == Exit.CONFIG
-    assert "2 mistakes" in result.stderr
-    assert "agentd.toml:2" in result.stderr and "agentd.toml:4" in result.stderr
+    assert "4 mistakes" in result.stderr
+    for line in (2, 6, 7, 9):
+        assert f"agentd.toml:{line}" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["agentd.toml"]
 
 
 def test_run_hands_the_configuration_to_the_daemon_and_ends_with_its_status(
@@ -69,7 +105,7 @@ def test_run_hands_the_configuration_to_the_daemon_and_ends_with_its_status(
     daemon = types.ModuleType("orchestrator.daemon")
     daemon.run = lambda config: given.append(config) or 7  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "orchestrator.daemon", daemon)
-    (tmp_path / "agentd.toml").write_text("")
+    (tmp_path / "agentd.toml").write_text("[model]\n")
     result = agentd("run", "--config", tmp_path, "--state", tmp_path / "s", "--sandbox-off")
     assert result.exit_code == 7
     assert given[0].daemon.state == tmp_path / "s"
@@ -103,7 +139,7 @@ def test_a_bench_reports_in_the_shared_shape_and_fails_when_a_promise_is_broken(
     ]
     monkeypatch.setitem(sys.modules, "orchestrator.bench", package)
     monkeypatch.setitem(sys.modules, "orchestrator.bench.triage", triage)
-    (tmp_path / "agentd.toml").write_text("")
+    (tmp_path / "agentd.toml").write_text("[model]\n")
     arguments = ("bench", "triage", tmp_path / "x.jsonl", "--config", tmp_path)
     result = agentd(*arguments, "--json")
     assert result.exit_code == Exit.FAILED

@@ -11,7 +11,8 @@ from orchestrator.gateway.address import (
     UnixAddress,
     parse_address,
 )
-from orchestrator.gateway.listener import ListenError, listening
+from orchestrator.gateway.listener import listening
+from orchestrator.sockets import ListenError
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from ipc_protocol.aio import Connection, Handlers
 from ipc_protocol.errors import Failure
 from ipc_protocol.events import Hello
-from orchestrator.supervision.lines import LineSplitter
+from orchestrator.supervision.lines import (
+    LINE_BYTES_MAX,
+    LINES_BURST_MAX,
+    LINES_PER_SECOND_MAX,
+    LineLimit,
+    LineSplitter,
+)
 from orchestrator.supervision.processes import ChildProcess, Death, StopDeadlines
 
 OPEN = "import os, signal, socket, sys, time\nline = socket.socket(fileno=int(sys.argv[1]))\n"
@@ -313,9 +319,84 @@ def test_a_line_without_end_takes_no_more_room_than_the_limit() -> None:
     assert splitter.feed(b"y\nshort\n") == ["x" * 10, "short"]
 
 
+def test_a_line_draws_nothing_and_begins_no_other() -> None:
+    said = LineSplitter().feed("\x1b[2J\rzygote: died\u2028x\ty\n".encode())
+    mark = "\N{REPLACEMENT CHARACTER}"
+    assert said == [f"{mark}[2J{mark}zygote: died{mark}x\ty"]
+
+
 @given(st.binary(max_size=200), st.integers(1, 50))
 def test_lines_do_not_depend_on_how_the_bytes_arrive(data: bytes, step: int) -> None:
     whole, parts = LineSplitter(30), LineSplitter(30)
     expected = whole.feed(data) + whole.finish()
     found = [line for at in range(0, len(data), step) for line in parts.feed(data[at : at + step])]
     assert found + parts.finish() == expected
+
+
+# ---- How many lines ------------------------------------------------------------------------------
+
+
+def test_a_burst_passes_and_what_is_over_it_is_counted() -> None:
+    limit = LineLimit(0, per_second=2, burst=3)
+    assert limit.admit(["a", "b", "c", "d", "e"], 10, 0) == ["a", "b", "c"]
+    assert limit.exhausted
+    assert limit.admit(["f"], 2, 100_000) == []
+    assert limit.admit(["g", "h"], 4, 1_100_000) == ["… 3 lines left out, over 2 a second", "g"]
+
+
+def test_a_quiet_program_has_its_whole_burst_again() -> None:
+    limit = LineLimit(0, per_second=2, burst=3)
+    limit.admit(["a", "b", "c"], 6, 0)
+    assert limit.admit(["d"] * 9, 18, 60_000_000) == ["d"] * 3
+
+
+def test_what_was_left_out_at_the_end_is_still_said() -> None:
+    limit = LineLimit(0, per_second=1, burst=1)
+    limit.admit(["a", "b"], 4, 0)
+    assert limit.finish() == ["… 1 line left out, over 1 a second"]
+    assert limit.finish() == []
+
+
+def test_bytes_without_an_end_of_line_use_up_the_rate() -> None:
+    limit = LineLimit(0, per_second=1, burst=4)
+    assert limit.admit([], 3 * LINE_BYTES_MAX, 0) == []
+    assert not limit.exhausted
+    limit.admit([], LINE_BYTES_MAX, 0)
+    assert limit.exhausted
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 500), st.integers(0, 3_000_000)), max_size=40),
+)
+def test_no_more_lines_pass_than_the_rate_allows_and_none_is_lost_unsaid(
+    reads: list[tuple[int, int]],
+) -> None:
+    limit, now_us, given_lines, passed, told = LineLimit(0), 0, 0, 0, 0
+    for count, after_us in reads:
+        now_us += after_us
+        given_lines += count
+        for line in limit.admit(["x"] * count, 2 * count, now_us):
+            passed += line == "x"
+            told += 0 if line == "x" else int(line.split()[1])
+    told += sum(int(line.split()[1]) for line in limit.finish())
+    assert passed + told == given_lines
+    assert passed <= LINES_BURST_MAX + LINES_PER_SECOND_MAX * now_us / 1e6
+
+
+def test_a_flood_is_cut_short_and_its_last_words_are_kept(caplog: pytest.LogCaptureFixture) -> None:
+    source = (
+        "import sys\nfor n in range(5000): sys.stderr.write(f'{n}\\n')\n"
+        "sys.stderr.write('the reason')"
+    )
+
+    async def body() -> Death:
+        async with ChildProcess.spawn("engine", python(source)) as child:
+            return await child.wait_death()
+
+    with caplog.at_level(logging.INFO):
+        death = asyncio.run(body())
+    assert death.last_lines[-1] == "the reason"
+    said = [line for line in caplog.messages if line.startswith("engine: ")]
+    told = [line for line in said if "left out" in line]
+    assert len(said) < LINES_BURST_MAX + 3 * LINES_PER_SECOND_MAX
+    assert len(said) - len(told) + sum(int(line.split()[2]) for line in told) == 5001

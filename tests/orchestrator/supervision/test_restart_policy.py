@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 from orchestrator.supervision.child import (
     CHILD,
     EVENT_OF,
-    HAS_PROCESS,
     ChildEvent,
     ChildState,
     ImpossibleTransition,
     advance,
 )
-from orchestrator.supervision.hang import Activity, is_hung, progressed, waits
+from orchestrator.supervision.hang import Activity, heard, is_hung
 from orchestrator.supervision.restart import (
+    RELEASE_QUESTION,
+    RELEASE_WORDS,
     Died,
     Finish,
     Quarantine,
@@ -27,6 +28,7 @@ from orchestrator.supervision.restart import (
     RestartType,
     Run,
     decide,
+    releases,
 )
 
 SECOND_US = 1_000_000
@@ -214,7 +216,11 @@ def test_every_state_can_be_reached_and_left_again() -> None:
 
 def test_only_what_has_a_process_can_die() -> None:
     deaths = set(EVENT_OF.values())
-    assert {state for state, event in CHILD if event in deaths} == HAS_PROCESS
+    assert {state for state, event in CHILD if event in deaths} == {
+        ChildState.STARTING,
+        ChildState.RUNNING,
+        ChildState.STOPPING,
+    }
 
 
 def test_every_child_can_be_stopped() -> None:
@@ -230,31 +236,45 @@ def test_every_answer_to_a_death_is_an_event_of_the_table() -> None:
 # ---- Hangs ---------------------------------------------------------------------------------------
 
 
-@given(st.sampled_from(["work", "slot", "tool", "memory", "person"]), st.integers(0, 2**62))
-def test_waiting_is_never_hanging(need: str, now_us: int) -> None:
-    activity = waits(Activity(since_us=0), need, 0)  # type: ignore[arg-type]
-    assert not is_hung(activity, now_us, patience_us=0)
-
-
 @given(st.integers(0, 2**40), st.integers(0, 2**40))
-def test_it_is_hung_once_it_did_nothing_for_longer_than_the_patience(
-    began_us: int, patience_us: int
+def test_an_engine_is_hung_once_it_was_silent_for_longer_than_the_patience(
+    heard_us: int, patience_us: int
 ) -> None:
-    activity = progressed(Activity(since_us=0), began_us)
-    assert not is_hung(activity, began_us + patience_us, patience_us)
-    assert is_hung(activity, began_us + patience_us + 1, patience_us)
+    activity = heard(Activity(), 1, True, heard_us)
+    assert not is_hung(activity, heard_us + patience_us, patience_us)
+    assert is_hung(activity, heard_us + patience_us + 1, patience_us)
 
 
-def test_every_sign_of_life_starts_the_clock_anew() -> None:
-    activity = progressed(Activity(since_us=0), 10)
-    activity = progressed(activity, 100)
-    assert not is_hung(activity, 105, patience_us=10)
+def test_an_answer_without_work_is_a_sign_of_life() -> None:
+    assert heard(Activity(since_us=0, steps=7), 7, False, 100) == Activity(since_us=100, steps=7)
 
 
-def test_a_clock_that_is_set_back_does_not_lengthen_the_patience() -> None:
-    activity = progressed(progressed(Activity(since_us=0), 100), 50)
-    assert activity.since_us == 100
+def test_an_answer_with_work_and_without_a_new_step_is_none() -> None:
+    assert heard(Activity(since_us=0, steps=7), 7, True, 100) == Activity(since_us=0, steps=7)
 
 
-def test_a_new_process_waits_for_work() -> None:
-    assert not is_hung(Activity(since_us=0), 10**15, patience_us=1)
+def test_a_new_step_is_a_sign_of_life_and_one_slow_step_no_hang() -> None:
+    activity = heard(Activity(since_us=0, steps=7), 8, True, 100)
+    assert not is_hung(heard(activity, 8, True, 109), 110, patience_us=10)
+    assert is_hung(heard(activity, 8, True, 110), 111, patience_us=10)
+
+
+# ---- Answers about a quarantine ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer", ["yes", "Yes, it was me.", "y", "OK", "ok!", " restart it", "Release", '"yes"']
+)
+def test_an_answer_that_begins_with_yes_releases(answer: str) -> None:
+    assert releases(answer)
+
+
+@pytest.mark.parametrize(
+    "answer", ["no", "No, yes was a typo", "", "?", "yesterday it died too", "do not restart it"]
+)
+def test_any_other_answer_does_not(answer: str) -> None:
+    assert not releases(answer)
+
+
+def test_the_question_says_how_to_answer_it() -> None:
+    assert all(word in RELEASE_QUESTION for word in RELEASE_WORDS)

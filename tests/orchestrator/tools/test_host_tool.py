@@ -111,7 +111,7 @@ def test_a_host_with_many_disks_still_gets_a_short_report() -> None:
 
 def test_a_path_that_cannot_be_printed_does_no_harm() -> None:
     text = describe([Space("/a\nb\udcff", 10**9, 10**8, 90)])
-    assert text.startswith("/a?b? 90%")
+    assert text.startswith("/a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER} 90%")
     text.encode()
 
 
@@ -150,3 +150,37 @@ def test_a_fifo_does_not_block_the_reader(tmp_path: Path) -> None:
 def test_a_missing_file_is_a_failure_that_says_so() -> None:
     with pytest.raises(Failure, match="No such file"):
         read_host_file("/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "reading"),
+    [
+        (
+            "/etc/passwd",
+            "root:x:0:0:root:/root:/bin/bash\nmail:x:8:8:mail:/var/mail:/usr/sbin/nologin\n",
+            "1 of 2 accounts have a login shell: root. User id 0: root.",
+        ),
+        (
+            "/etc/passwd",
+            "".join(f"user{n}:x:{n + 1}:1::/:/bin/sh\n" for n in range(8)),
+            "8 of 8 accounts have a login shell: user0, user1, user2, user3, user4, user5"
+            " and 2 more. User id 0: none.",
+        ),
+        ("/etc/passwd", "no accounts", "no accounts"),
+        (
+            "/etc/group",
+            "root:x:0:\nsudo:x:27:ann,bob\nmail:x:8:\n",
+            "Members of the groups with power: root: nobody; sudo: ann,bob.",
+        ),
+        ("/etc/group", "mail:x:8:", "mail:x:8:"),
+        (
+            "/etc/ssh/sshd_config",
+            "# PermitRootLogin yes\nPermitRootLogin no\nPermitRootLogin yes\nUsePAM\n",
+            "Root may log in by ssh: no. Passwords are accepted: yes by default.",
+        ),
+    ],
+)
+def test_files_of_accounts_are_read_for_who_has_power(
+    path: str, content: str, reading: str
+) -> None:
+    assert summarise(path, content, 1) == reading

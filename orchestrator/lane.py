@@ -1,0 +1,312 @@
+"""The lane of one agent: one delivery at a time, from the lease to what becomes of it.
+
+A delivery in the worker's hands ends in exactly one of five ways: its completion is applied; an
+effect parks it; the worker dies of it, or hangs; something that passes is in the way, and it is
+tried again; or it is refused for good, as is whatever a worker sends that cannot be applied.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
+
+from ipc_protocol.aio import Call
+from ipc_protocol.errors import Failure
+from ipc_protocol.methods import WORKER_HANDLE
+from ipc_protocol.work import (
+    Completion,
+    Effect,
+    EffectRequest,
+    EffectResult,
+    Infer,
+    Note,
+    Phase,
+    Recall,
+    UseTool,
+    Weigh,
+)
+from orchestrator.bus.attention import RequestAttention, request_attention
+from orchestrator.bus.completion import Complete, complete
+from orchestrator.bus.leasing import Fail, Leased, Park, fail, park
+from orchestrator.bus.routing import BUS
+from orchestrator.effects import Attempt, Effects, NeedsAnswer
+from orchestrator.engines import EmbeddingEngine
+from orchestrator.metrics import Metrics
+from orchestrator.store.store import Store
+from orchestrator.store.writer import Reducer
+from orchestrator.supervision.hang import WORKER_PATIENCE_US
+from orchestrator.workers import EXIT_NOTICE_SECONDS_MAX, Worker
+
+log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+PASSING: Final = frozenset({"store.full", "inference.busy"})
+"""Failures of the daemon's own side that are nobody's fault and pass."""
+
+RETRY_US: Final = 1_000_000
+"""Until a delivery is tried again that such a failure has stopped."""
+
+
+class _Work(msgspec.Struct):
+    """The delivery in the worker's hands."""
+
+    leased: Leased
+    attempt: Attempt
+    parked: asyncio.Event
+    """An effect has parked it: the worker has to let go."""
+    hung: asyncio.Event
+    over: asyncio.Event
+    """Nobody waits for its effects any more."""
+    phase_us: int
+    phase: Phase | None = None
+    asking: bool = False
+    """An effect is under way: a worker asks for one at a time."""
+    obstacle: Failure | None = None
+    """What an effect met that is not the worker's doing."""
+    timer: asyncio.TimerHandle | None = None
+
+
+class Lane:
+    """Handles the deliveries of one agent, one at a time."""
+
+    def __init__(
+        self,
+        agent: str,
+        *,
+        store: Store,
+        effects: Effects,
+        embedding: EmbeddingEngine,
+        metrics: Metrics,
+        clock_us: Callable[[], int],
+    ) -> None:
+        self._agent = agent
+        self._store = store
+        self._effects = effects
+        self._embedding = embedding
+        self._metrics = metrics
+        self._clock_us = clock_us
+        self._work: _Work | None = None
+
+    # -- for reading
+
+    @property
+    def delivery(self) -> int | None:
+        return None if self._work is None else self._work.attempt.delivery
+
+    @property
+    def phase(self) -> str:
+        return "" if self._work is None else self._work.phase or ""
+
+    # -- one delivery
+
+    async def handle(self, worker: Worker, incarnation: str, leased: Leased) -> None:
+        """See one delivery to its end. Raises `Failure` when the worker is of no more use."""
+        handle, envelope = leased.handle, leased.handle.envelope
+        attempt = Attempt(
+            delivery=handle.delivery,
+            incarnation=incarnation,
+            priority=envelope.priority,
+            message=envelope.payload.decode(errors="replace"),
+            evidence=handle.beginning.evidence,
+            spent=leased.spent,
+        )
+        events = (asyncio.Event(), asyncio.Event(), asyncio.Event())
+        work = self._work = _Work(leased, attempt, *events, phase_us=self._clock_us())
+        self._expect_progress(work)
+        try:
+            await self._see_through(worker, work)
+        finally:
+            self._stop_expecting(work)
+            work.over.set()
+            self._work = None
+
+    async def _see_through(self, worker: Worker, work: _Work) -> None:
+        try:
+            completion = await self._completion(worker, work)
+        except Failure as failure:
+            if worker.connection.closed or work.hung.is_set():
+                await self._died(worker, work)
+                raise
+            met = work.obstacle
+            await self._refuse_or_retry(work, met or failure, own=met is not None)
+            return
+        if completion is None:
+            return
+        try:
+            await self._apply(work, completion)
+        except Failure as failure:
+            await self._refuse_or_retry(work, failure, own=True)
+        except Exception as error:
+            # Whatever a worker sends must not end more than its own delivery.
+            log.exception("a completion of %s could not be applied", self._agent)
+            refused = Failure("work.refused", f"{type(error).__name__}: {error}.")
+            await self._refuse_or_retry(work, refused, own=True)
+
+    async def _completion(self, worker: Worker, work: _Work) -> Completion | None:
+        """What the worker makes of it; None when it was parked. Raises `Failure`."""
+        call = asyncio.ensure_future(worker.connection.call(WORKER_HANDLE, work.leased.handle))
+        parked = asyncio.ensure_future(work.parked.wait())
+        hung = asyncio.ensure_future(work.hung.wait())
+        try:
+            await asyncio.wait((call, parked, hung), return_when=asyncio.FIRST_COMPLETED)
+            if work.hung.is_set():
+                seconds = WORKER_PATIENCE_US / 1e6
+                raise Failure("work.budget", f"The worker did nothing for {seconds:g} s.")
+            return None if work.parked.is_set() else call.result()
+        finally:
+            for task in (call, parked, hung):
+                task.cancel()
+            await asyncio.gather(call, parked, hung, return_exceptions=True)
+
+    async def _apply(self, work: _Work, completion: Completion) -> None:
+        memories = [f"{entry.text} {entry.lesson}" for entry in completion.memories]
+        vectors: list[bytes | None] = []
+        if memories:
+            # A memory without a vector is still found by its words.
+            with contextlib.suppress(Failure):
+                vectors.extend(await self._embedding.embed(memories))
+        attempt = work.attempt
+        request = Complete(
+            delivery=attempt.delivery,
+            incarnation=attempt.incarnation,
+            completion=completion,
+            vectors=vectors,
+        )
+        completed = await self._store.apply(complete, self._agent, request)
+        self._enter_phase(work, None)
+        if completed.state == "done":
+            seconds = (self._clock_us() - work.leased.handle.envelope.sent_us) / 1e6
+            self._metrics.delivery_done(self._agent, attempt.priority, completion.outcome, seconds)
+
+    # -- when it does not come to a completion
+
+    async def _died(self, worker: Worker, work: _Work) -> None:
+        """Count the death, if it was the worker's own, and queue the delivery in its place."""
+        own, reason = await _cause_of_death(worker, work)
+        await self._end(work, reason, worker_died=own, final=False)
+
+    async def _refuse_or_retry(self, work: _Work, failure: Failure, *, own: bool) -> None:
+        """Park what met an obstacle that passes; give up what can never be."""
+        if not (own and failure.code in PASSING):
+            await self._end(work, str(failure), worker_died=False, final=True)
+            return
+        again = Park(
+            delivery=work.attempt.delivery,
+            incarnation=work.attempt.incarnation,
+            reason="retry",
+            until_us=self._clock_us() + RETRY_US,
+            on=str(failure),
+        )
+        self._metrics.delivery_retried(self._agent)
+        await self._write(park, BUS, again)
+
+    async def _end(self, work: _Work, error: str, *, worker_died: bool, final: bool) -> None:
+        ended = Fail(
+            delivery=work.attempt.delivery,
+            incarnation=work.attempt.incarnation,
+            error=error,
+            worker_died=worker_died,
+            final=final,
+        )
+        self._metrics.delivery_retried(self._agent)
+        await self._write(fail, BUS, ended)
+
+    async def _write(self, reducer: Reducer[A, R], actor: str, arguments: A) -> R:
+        """Apply a reducer; while the disk is full, wait for room."""
+        while True:
+            try:
+                return await self._store.apply(reducer, actor, arguments)
+            except Failure as failure:
+                if failure.code != "store.full":
+                    raise
+                await asyncio.sleep(RETRY_US / 1e6)
+
+    # -- effects
+
+    async def on_effect(self, request: EffectRequest, call: Call) -> EffectResult:
+        """Serve `work.effect` on the worker's line."""
+        work = self._work
+        if work is None or work.attempt.delivery != request.delivery or work.parked.is_set():
+            raise Failure(
+                "work.unknown-delivery", f"Delivery {request.delivery} is not in your hands."
+            )
+        if work.asking:
+            raise Failure("request.invalid", "An effect is under way.", "Ask one at a time.")
+        work.asking = True
+        self._stop_expecting(work)
+        self._enter_phase(work, _phase_of(request.effect, work.phase))
+        try:
+            return await self._perform(work, request)
+        finally:
+            work.asking = False
+            self._expect_progress(work)
+
+    async def _perform(self, work: _Work, request: EffectRequest) -> EffectResult:
+        try:
+            return await self._effects.perform(work.attempt, request)
+        except NeedsAnswer as question:
+            await self._ask_person(work, question)
+            # The worker is told to let go of the delivery, not that its effect has failed.
+            await work.over.wait()
+            raise Failure("request.cancelled", "The delivery waits for a person.") from question
+        except Failure as failure:
+            work.obstacle = failure
+            raise
+
+    async def _ask_person(self, work: _Work, question: NeedsAnswer) -> None:
+        await self._write(
+            request_attention,
+            self._agent,
+            RequestAttention(
+                delivery=work.attempt.delivery,
+                incarnation=work.attempt.incarnation,
+                step=question.step,
+                effect=question.effect,
+                question=question.question,
+            ),
+        )
+        work.parked.set()
+
+    def _enter_phase(self, work: _Work, phase: Phase | None) -> None:
+        if phase == work.phase:
+            return
+        now_us = self._clock_us()
+        if work.phase is not None:
+            self._metrics.phase(work.phase, (now_us - work.phase_us) / 1e6)
+        work.phase, work.phase_us = phase, now_us
+
+    # -- hanging: only between an answer to the worker and its next sign of life
+
+    def _expect_progress(self, work: _Work) -> None:
+        self._stop_expecting(work)
+        loop = asyncio.get_running_loop()
+        work.timer = loop.call_later(WORKER_PATIENCE_US / 1e6, work.hung.set)
+
+    def _stop_expecting(self, work: _Work) -> None:
+        if work.timer is not None:
+            work.timer.cancel()
+            work.timer = None
+
+
+def _phase_of(effect: Effect, before: Phase | None) -> Phase:
+    match effect:
+        case Infer(phase=phase) | Weigh(phase=phase) | Recall(phase=phase) | Note(phase=phase):
+            return phase
+        case UseTool():
+            return before or "act"
+
+
+async def _cause_of_death(worker: Worker, work: _Work) -> tuple[bool, str]:
+    """Whether it was the worker's own death, and how it came about."""
+    if work.hung.is_set():
+        return True, "The worker hung."
+    await asyncio.wait((worker.exited,), timeout=EXIT_NOTICE_SECONDS_MAX)
+    if not worker.exited.done():
+        return True, f"The worker hung up: {worker.connection.problem}."
+    exit_ = worker.exited.result()
+    return exit_.own, f"The worker {exit_.description}."

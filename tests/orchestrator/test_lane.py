@@ -1,0 +1,321 @@
+"""The lane against workers that send what they should not: real store, real line, hostile peer."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ipc_protocol.aio import Call, Connection, Handlers
+from ipc_protocol.errors import Failure
+from ipc_protocol.events import Hello
+from ipc_protocol.inference import EngineStart
+from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE
+from ipc_protocol.values import LayerReport
+from ipc_protocol.work import (
+    Completion,
+    EffectRequest,
+    Handle,
+    MemoryEntry,
+    Note,
+    Outgoing,
+    TaskChange,
+)
+from orchestrator.budget import Allowance
+from orchestrator.bus.leasing import Lease, lease_next
+from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
+from orchestrator.bus.routing import BUS, OPERATOR
+from orchestrator.config.types import AgentConfig, LimitsConfig
+from orchestrator.effects import EFFECT_BYTES_MAX, Effects
+from orchestrator.engines import EmbeddingEngine, LanguageEngine
+from orchestrator.lane import Lane
+from orchestrator.metrics import Metrics
+from orchestrator.preferences import Preferences
+from orchestrator.store.reader import Reader
+from orchestrator.store.store import Store
+from orchestrator.tools.folder import FolderLimits, WorkFolder
+from orchestrator.tools.tool import Grants, ToolContext
+from orchestrator.workers import Exit, Worker
+
+AGENT = "opsclaw"
+STEPS = 2
+CONFIG = AgentConfig(
+    name=AGENT, identity="x", limits=LimitsConfig(steps=STEPS, tokens=64, time_us=1_000_000)
+)
+Behaviour = Callable[[Handle, Connection], Awaitable[msgspec.Struct]]
+
+
+class Bench:
+    """A lane whose worker is played by the test."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.now_us = 1_800_000_000_000_000
+        self.asked = 0
+
+    def clock_us(self) -> int:
+        self.now_us += 1
+        return self.now_us
+
+    async def open(self) -> None:
+        self.store = await Store.open(self.path / "agentd.db", clock_us=self.clock_us)
+        self.reader: Reader = self.store.reader("test")
+        agents = [Registration(name=AGENT, consumes=["ops.>"], publishes=["user.reply"])]
+        await self.store.apply(register_agents, BUS, RegisterAgents(agents=agents))
+        metrics = Metrics("0", ())
+        embedding = EmbeddingEngine(
+            EngineStart(name="embed", path=""), self.clock_us, lambda name: None
+        )
+        language = LanguageEngine(
+            EngineStart(name="none", path=""), self.clock_us, lambda name: None
+        )
+        self._engine = asyncio.create_task(embedding.run())
+        folder = WorkFolder(self.path, FolderLimits())
+
+        async def no_tasks() -> list[int]:
+            return []
+
+        effects = Effects(
+            CONFIG,
+            store=self.store,
+            reader=self.reader,
+            language=language,
+            preferences=Preferences(language, {}, metrics),
+            preference_weight=0,
+            embedding=embedding,
+            tools=lambda effects: ToolContext(
+                Grants(agent=AGENT, tools=()), folder, lambda topic: False, effects.recall, no_tasks
+            ),
+            metrics=metrics,
+            clock_us=self.clock_us,
+        )
+        self.lane = Lane(
+            AGENT,
+            store=self.store,
+            effects=effects,
+            embedding=embedding,
+            metrics=metrics,
+            clock_us=self.clock_us,
+        )
+
+    async def close(self) -> None:
+        self._engine.cancel()
+        await asyncio.gather(self._engine, return_exceptions=True)
+        await self.store.close()
+
+    async def deliver(self, behaviour: Behaviour) -> tuple[str, str]:
+        """Ask something, let the worker behave, and return the delivery's state and last error."""
+        self.asked += 1
+        question = Publish(
+            topic="ops.disk", payload=b"x", correlation=f"c{self.asked}", screened=True
+        )
+        await self.store.apply(publish, OPERATOR, question)
+        lease = Lease(agent=AGENT, incarnation="w", seed=1, loop=1, prompts={})
+        leased = await self.store.apply(lease_next, BUS, lease)
+        assert leased is not None
+
+        async def handle(handle: Handle, call: Call) -> Any:
+            return await behaviour(handle, call.connection)
+
+        ours, theirs = socket.socketpair()
+        served = Handlers().add(WORK_EFFECT, self.lane.on_effect)
+        hostile = Handlers().add(WORKER_HANDLE, handle)
+        opening = asyncio.create_task(self._open_peer(theirs, hostile))
+        async with Connection(ours, Hello(name="orchestrator"), served, initiator=True) as line:
+            peer = await opening
+            exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+            worker = Worker(1, list[LayerReport](), line, exited)
+            await self.lane.handle(worker, "w", leased)
+            await peer.__aexit__(None, None, None)
+        ((state, error),) = await self.reader.fetch(
+            "SELECT state, coalesce(last_error, '') FROM delivery WHERE id = ?",
+            (leased.handle.delivery,),
+        )
+        return state, error
+
+    async def _open_peer(self, sock: socket.socket, handlers: Handlers) -> Connection:
+        peer = Connection(sock, Hello(name="worker"), handlers, initiator=False)
+        await peer.__aenter__()
+        return peer
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    await bench.open()
+    yield bench
+    await bench.close()
+
+
+class Forged(msgspec.Struct):
+    """A completion whose fields have any type."""
+
+    outcome: Any = "acted"
+    reason: Any = "because"
+    outputs: Any = []
+    tasks: Any = []
+    memories: Any = []
+    until_us: Any = None
+
+
+def answering(answer: msgspec.Struct) -> Behaviour:
+    async def behave(_: Handle, __: Connection) -> msgspec.Struct:
+        return answer
+
+    return behave
+
+
+async def test_a_plain_completion_is_applied(bench: Bench) -> None:
+    assert (await bench.deliver(answering(Completion(outcome="acted", reason="done"))))[0] == "done"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        Forged(outcome="deferred", until_us=2**63),
+        Forged(outcome="deferred", until_us=-1),
+        Forged(outcome="deferred"),
+        Forged(outcome="eaten"),
+        Forged(tasks=[{"type": "task", "id": 2**63, "state": "done"}]),
+        Forged(tasks=[{"type": "task", "id": 999, "state": "done"}]),
+        Forged(outputs="none"),
+        Forged(memories=[{"text": "x"}]),
+    ],
+)
+async def test_a_forged_completion_ends_its_delivery_and_nothing_else(
+    bench: Bench, forged: Forged
+) -> None:
+    state, _ = await bench.deliver(answering(forged))
+    assert state == "dead"
+    assert (await bench.deliver(answering(Completion(outcome="acted", reason="done"))))[0] == "done"
+
+
+@pytest.mark.parametrize("code", ["store.full", "inference.busy", "store.ownership"])
+async def test_a_worker_cannot_name_a_failure_that_passes(bench: Bench, code: str) -> None:
+    async def behave(_: Handle, __: Connection) -> msgspec.Struct:
+        raise Failure(code, "so it says")
+
+    assert (await bench.deliver(behave))[0] == "dead"
+
+
+async def test_effects_beyond_all_of_them_end_the_delivery(bench: Bench) -> None:
+    asked = 0
+
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        nonlocal asked
+        while True:
+            asked += 1
+            note = Note(phase="act", summary="again")
+            request = EffectRequest(delivery=handle.delivery, step=asked, effect=note)
+            await line.call(WORK_EFFECT, request)
+
+    state, _ = await bench.deliver(behave)
+    allowed = Allowance(steps=STEPS, tokens=64, time_us=1).effects
+    assert (state, asked) == ("dead", allowed + 1)
+    ((entries,),) = await bench.reader.fetch("SELECT count(*) FROM journal WHERE step > 0")
+    assert entries == allowed
+
+
+@pytest.mark.parametrize("step", [0, 2, 2**31 - 1])
+async def test_a_step_out_of_order_is_refused(bench: Bench, step: int) -> None:
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        note = Note(phase="act", summary="x")
+        request = EffectRequest(delivery=handle.delivery, step=step, effect=note)
+        await line.call(WORK_EFFECT, request)
+        return Completion(outcome="acted", reason="done")
+
+    state, error = await bench.deliver(behave)
+    assert state == "dead"
+    assert "is next" in error
+
+
+async def test_an_effect_too_large_for_the_journal_is_refused(bench: Bench) -> None:
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        note = Note(phase="act", summary="x" * EFFECT_BYTES_MAX)
+        request = EffectRequest(delivery=handle.delivery, step=1, effect=note)
+        await line.call(WORK_EFFECT, request)
+        return Completion(outcome="acted", reason="done")
+
+    state, error = await bench.deliver(behave)
+    assert state == "dead"
+    assert "limit" in error
+
+
+async def test_two_effects_at_once_are_refused(bench: Bench) -> None:
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        note = Note(phase="act", summary="x")
+        request = EffectRequest(delivery=handle.delivery, step=1, effect=note)
+        results = await asyncio.gather(
+            *(line.call(WORK_EFFECT, request) for _ in range(8)), return_exceptions=True
+        )
+        refused = [result for result in results if isinstance(result, Failure)]
+        assert refused, "all were served"
+        return Completion(outcome="acted", reason="done")
+
+    assert (await bench.deliver(behave))[0] == "done"
+
+
+async def test_nobody_asks_in_the_name_of_another_delivery(bench: Bench) -> None:
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        note = Note(phase="act", summary="x")
+        request = EffectRequest(delivery=handle.delivery + 1, step=1, effect=note)
+        with pytest.raises(Failure) as failure:
+            await line.call(WORK_EFFECT, request)
+        assert failure.value.code == "work.unknown-delivery"
+        return Completion(outcome="acted", reason="done")
+
+    assert (await bench.deliver(behave))[0] == "done"
+
+
+SMALL = st.text(max_size=20)
+COMPLETIONS = st.builds(
+    Completion,
+    outcome=st.sampled_from(["acted", "delegated", "ignored", "deferred", "composed", "failed"]),
+    reason=SMALL,
+    outputs=st.lists(
+        st.builds(
+            Outgoing,
+            topic=st.sampled_from(["user.reply", "agent.opsclaw", "agent.x", "ops.disk", "", ".."]),
+            payload=st.binary(max_size=50),
+        ),
+        max_size=4,
+    ),
+    tasks=st.lists(
+        st.builds(
+            TaskChange,
+            id=st.none() | st.integers(1, 2**63 - 1),
+            title=st.none() | SMALL,
+            state=st.none() | st.sampled_from(["open", "doing", "done", "dropped"]),
+            note=SMALL,
+        ),
+        max_size=3,
+    ),
+    memories=st.lists(
+        st.builds(
+            MemoryEntry,
+            text=SMALL,
+            outcome=st.sampled_from(["success", "partial", "failure"]),
+            lesson=SMALL,
+            importance=st.floats(allow_nan=False, allow_infinity=False),
+        ),
+        max_size=3,
+    ),
+    until_us=st.none() | st.integers(0, 2**63 - 1),
+)
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(completion=COMPLETIONS)
+async def test_any_completion_ends_in_a_state_of_the_table(
+    bench: Bench, completion: Completion
+) -> None:
+    state, error = await bench.deliver(answering(completion))
+    assert state in ("done", "parked", "dead"), error
