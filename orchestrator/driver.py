@@ -29,7 +29,7 @@ from orchestrator.store.store import Store
 from orchestrator.supervision.child import ChildState
 from orchestrator.supervision.restart import Died, Quarantine, RestartPolicy, RestartType
 from orchestrator.supervision.supervisor import Supervisor
-from orchestrator.workers import Worker, Zygote
+from orchestrator.workers import Worker, Zygote, ZygoteDied
 
 log = logging.getLogger(__name__)
 
@@ -134,23 +134,30 @@ class Driver:
         if self._supervisor.restarts:
             self._metrics.worker_restarted(self.name)
         incarnation, began_us = f"{self.name}.{secrets.token_hex(8)}", self._clock_us()
-        async with self._zygote.worker(self._fork, self._handlers) as worker:
-            self.pid, self.layers = worker.pid, worker.layers
-            try:
-                start = WorkerStart(profile=self._profile)
-                self._loop = (await worker.connection.call(WORKER_START, start)).loop
-                self._supervisor.ready()
-                await self._drive(worker, incarnation)
-            except Failure as failure:
-                log.info("worker/%s: %s", self.name, failure)
-            finally:
-                self.pid = None
-                # On a full disk its successor gives it back, or the next start of the daemon.
-                with contextlib.suppress(Failure):
-                    await self._give_back(incarnation)
-        died = self._bury(worker)
+        try:
+            async with self._zygote.worker(self._fork, self._handlers) as worker:
+                await self._live_as(worker, incarnation)
+        except ZygoteDied as died:
+            self._supervisor.detail = str(died)
+            return Died(own=False)
+        death = self._bury(worker)
         await self._write_life(incarnation, began_us)
-        return died
+        return death
+
+    async def _live_as(self, worker: Worker, incarnation: str) -> None:
+        self.pid, self.layers = worker.pid, worker.layers
+        try:
+            start = WorkerStart(profile=self._profile)
+            self._loop = (await worker.connection.call(WORKER_START, start)).loop
+            self._supervisor.ready()
+            await self._drive(worker, incarnation)
+        except Failure as failure:
+            log.info("worker/%s: %s", self.name, failure)
+        finally:
+            self.pid = None
+            # On a full disk its successor gives it back, or the next start of the daemon.
+            with contextlib.suppress(Failure):
+                await self._give_back(incarnation)
 
     async def _write_life(self, incarnation: str, began_us: int) -> None:
         life = Span(

@@ -57,7 +57,7 @@ def test_an_agent_that_keeps_dying_waits_for_a_person(installation: Installation
         }
 
         # The answer lets it out, and it finds what waited.
-        daemon.ctl("attention", "answer", str(request["id"]), "It was me. Go on.")
+        daemon.ctl("attention", "answer", str(request["id"]), "Yes, it was me.")
         daemon.wait_healthy()
         assert daemon.wait_answer("waits")["conversation"]["reply"].strip()
         assert daemon.http("/healthz") == (200, "healthy\n")

@@ -142,9 +142,14 @@ async def told_at(zygote: Zygote) -> int | None:
 async def test_a_zygote_whose_end_nobody_has_noticed_yet_is_not_asked_in_a_circle() -> None:
     async with running_zygote() as zygote:
         pid = await up(zygote)
-        os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # the loop hears of it only afterwards
+        kill_unnoticed(pid)
         assert await told_at(zygote) is None
+
+
+def kill_unnoticed(pid: int) -> None:
+    """Kill, and wait here for the death: the loop hears of it only afterwards."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 async def test_a_worker_that_went_down_with_the_zygote_has_not_failed_itself() -> None:
