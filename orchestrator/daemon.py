@@ -27,6 +27,7 @@ from ipc_protocol.inference import Nothing
 from ipc_protocol.methods import HEALTH, METRICS
 from orchestrator import assembly
 from orchestrator.bus.leasing import ReleaseLeases, ResumeDue, release_leases, resume_due
+from orchestrator.bus.observations import HealthEvent, report_health
 from orchestrator.bus.registration import RegisterAgents, register_agents
 from orchestrator.bus.routing import BUS
 from orchestrator.config.types import Config
@@ -40,6 +41,7 @@ from orchestrator.logs import configure_logging
 from orchestrator.metrics import Metrics
 from orchestrator.screener import Screener
 from orchestrator.sockets import ListenError
+from orchestrator.store.audit import first_broken
 from orchestrator.store.changes import LAGGED
 from orchestrator.store.store import Store
 from orchestrator.supervision.restart import releases
@@ -277,9 +279,20 @@ async def opened(config: Config, metrics: Metrics) -> AsyncIterator[Store]:
         released = await store.apply(release_leases, BUS, ReleaseLeases())
         if released:
             log.info("%d deliveries go on from their journals", released)
+        await _check_audit(store)
         yield store
     finally:
         await store.close()
+
+
+async def _check_audit(store: Store) -> None:
+    """Say so when somebody has changed what was done."""
+    broken = await store.reader("audit").view(first_broken)
+    if broken is None:
+        return
+    detail = f"Entry {broken} of the audit trail does not follow from the one before it."
+    log.error("%s", detail)
+    await store.apply_when_room(report_health, BUS, HealthEvent(kind="audit", detail=detail))
 
 
 async def _run(config: Config, listener: socket.socket) -> None:
@@ -290,6 +303,9 @@ async def _run(config: Config, listener: socket.socket) -> None:
         languages = assembly.language_engines(config, clock_us, metrics)
         embedding = assembly.embedding_engine(config, clock_us, metrics)
         drivers = assembly.drivers(config, store, zygote, languages, embedding, metrics, clock_us)
+        for name, answer in (await views.quarantines()).items():
+            if answer is None and name in drivers:
+                drivers[name].hold()
         daemon = Daemon(config, store, views, metrics, zygote, languages, embedding, drivers)
         screener = Screener(
             list(config.agents.values()),

@@ -27,7 +27,13 @@ from orchestrator.lane import Lane
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
 from orchestrator.supervision.child import ChildState
-from orchestrator.supervision.restart import Died, Quarantine, RestartPolicy, RestartType
+from orchestrator.supervision.restart import (
+    RELEASE_QUESTION,
+    Died,
+    Quarantine,
+    RestartPolicy,
+    RestartType,
+)
 from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.workers import Worker, Zygote, ZygoteDied
 
@@ -119,6 +125,10 @@ class Driver:
     def wake(self) -> None:
         """A delivery may be ready to be leased."""
         self._awake.set()
+
+    def hold(self) -> None:
+        """Before `run`: stay in the quarantine in which the daemon was stopped."""
+        self._supervisor.hold("it waits for an answer from before the daemon was started")
 
     def release(self) -> None:
         """Let it out of quarantine."""
@@ -221,11 +231,13 @@ class Driver:
             f"{self.name} died {quarantine.deaths} times within "
             f"{quarantine.window_us / 1e6:g} s and is quarantined: {self._supervisor.detail}"
         )
-        await self._store.apply(
+        await self._store.apply_when_room(
             report_health, BUS, HealthEvent(kind="quarantine", detail=detail, agent=self.name)
         )
-        await self._store.apply(
-            raise_attention, BUS, RaiseAttention(agent=self.name, question=f"{detail} Restart it?")
+        await self._store.apply_when_room(
+            raise_attention,
+            BUS,
+            RaiseAttention(agent=self.name, question=f"{detail} {RELEASE_QUESTION}"),
         )
 
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -36,14 +36,10 @@ from orchestrator.effects import Attempt, Effects, NeedsAnswer
 from orchestrator.engines import EmbeddingEngine
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
-from orchestrator.store.writer import Reducer
 from orchestrator.supervision.hang import WORKER_PATIENCE_US
 from orchestrator.workers import EXIT_NOTICE_SECONDS_MAX, Worker
 
 log = logging.getLogger(__name__)
-
-A = TypeVar("A")
-R = TypeVar("R")
 
 PASSING: Final = frozenset({"store.full", "inference.busy"})
 """Failures of the daemon's own side that are nobody's fault and pass."""
@@ -203,7 +199,7 @@ class Lane:
             on=str(failure),
         )
         self._metrics.delivery_retried(self._agent)
-        await self._write(park, BUS, again)
+        await self._store.apply_when_room(park, BUS, again)
 
     async def _end(self, work: _Work, error: str, *, worker_died: bool, final: bool) -> None:
         ended = Fail(
@@ -214,17 +210,7 @@ class Lane:
             final=final,
         )
         self._metrics.delivery_retried(self._agent)
-        await self._write(fail, BUS, ended)
-
-    async def _write(self, reducer: Reducer[A, R], actor: str, arguments: A) -> R:
-        """Apply a reducer; while the disk is full, wait for room."""
-        while True:
-            try:
-                return await self._store.apply(reducer, actor, arguments)
-            except Failure as failure:
-                if failure.code != "store.full":
-                    raise
-                await asyncio.sleep(RETRY_US / 1e6)
+        await self._store.apply_when_room(fail, BUS, ended)
 
     # -- effects
 
@@ -259,7 +245,7 @@ class Lane:
             raise
 
     async def _ask_person(self, work: _Work, question: NeedsAnswer) -> None:
-        await self._write(
+        await self._store.apply_when_room(
             request_attention,
             self._agent,
             RequestAttention(
