@@ -154,10 +154,10 @@ class Installation:
         try:
             daemon.wait_healthy()
             yield daemon
-        except BaseException:
-            daemon.kill()
-            raise
-        daemon.stop()
+            daemon.stop()
+        finally:
+            if daemon.process.poll() is None:
+                daemon.kill()
 
     def start(self, wrapper: Sequence[str] = ()) -> "RunningDaemon":
         """Start one and return at once."""

@@ -1,5 +1,6 @@
 """Serves the methods of the control socket. Thin: reads views, applies reducers, asks."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -163,11 +164,11 @@ class Service:
             memories = await self._views.newest_memories(query.agent, query.limit)
             return control.Memories(memories=memories)
         agents = self._running.agent_names if query.agent is None else [query.agent]
-        found = [
-            memory
-            for agent in agents
-            for memory in await self._running.recall(agent, query.query, query.limit)
-        ]
+        # At once: each of them waits for a vector where the engine is away.
+        by_agent = await asyncio.gather(
+            *(self._running.recall(agent, query.query, query.limit) for agent in agents)
+        )
+        found = [memory for memories in by_agent for memory in memories]
         return control.Memories(memories=found[: query.limit] if query.agent else found)
 
     async def _tasks(self, of: control.OfAgent, _: Call) -> control.Tasks:

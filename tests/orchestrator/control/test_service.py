@@ -1,5 +1,6 @@
 """What operators ask on the control socket, against a real store."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -10,9 +11,9 @@ from ipc_protocol import control
 from ipc_protocol.aio import Handlers
 from ipc_protocol.errors import Failure
 from ipc_protocol.frames import FrameType, encode
-from ipc_protocol.methods import ASK, ATTENTION_ANSWER, ATTENTION_LIST, TRACE, Method
+from ipc_protocol.methods import ASK, ATTENTION_ANSWER, ATTENTION_LIST, MEMORY, TRACE, Method
 from ipc_protocol.values import Receipt
-from ipc_protocol.work import ToolResult, UseTool
+from ipc_protocol.work import Memory, ToolResult, UseTool
 from orchestrator.bus.attention import RaiseAttention, raise_attention
 from orchestrator.bus.journal import Append, append_journal
 from orchestrator.bus.leasing import Lease, Leased, lease_next
@@ -33,11 +34,18 @@ class Operator:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.recalling = asyncio.Barrier(len(self.agent_names))
         views = Views(store.reader("test"))
         service = Service(
             cast(Any, self), store, views, Metrics("0", []), 60_000_000, lambda: NOW_US
         )
         self._handlers: Handlers = service.handlers()
+
+    async def recall(self, agent: str, _: str, __: int) -> list[control.OwnedMemory]:
+        """Each agent's answer comes when all of them have been asked."""
+        await self.recalling.wait()
+        memory = Memory(id=1, text="", outcome="success", importance=0.5, created_us=0)
+        return [control.OwnedMemory(agent=agent, memory=memory)]
 
     async def ask(self, method: Method[Any, Any, Any], params: Any) -> Any:
         _, handler = self._handlers.find(method.name)
@@ -124,6 +132,15 @@ async def test_the_question_about_an_agent_that_is_gone_takes_any_answer(
     question = await quarantine(operator, "retired")
     await operator.ask(ATTENTION_ANSWER, control.AttentionAnswer(id=question, text="never mind"))
     assert await open_questions(operator) == []
+
+
+# ---- Memories ------------------------------------------------------------------------------------
+
+
+async def test_the_memories_of_all_agents_are_searched_at_once(operator: Operator) -> None:
+    async with asyncio.timeout(5):
+        found = await operator.ask(MEMORY, control.MemoryQuery(query="disk"))
+    assert [memory.agent for memory in found.memories] == operator.agent_names
 
 
 # ---- Traces --------------------------------------------------------------------------------------
