@@ -155,7 +155,8 @@ class Effects:
             tokens=done.tokens,
             charged_us=done.time_us,
         )
-        result = await self._store.apply(append_journal, self._agent.name, entry)
+        # What is done has to be written down, however long that takes: else it is done again.
+        result = await self._store.apply_when_room(append_journal, self._agent.name, entry)
         attempt.spent = attempt.spent.plus(
             tool=isinstance(effect, UseTool), tokens=done.tokens, time_us=done.time_us
         )

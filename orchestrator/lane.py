@@ -48,6 +48,10 @@ RETRY_US: Final = 1_000_000
 """Until a delivery is tried again that such a failure has stopped."""
 
 
+TOOL_SECONDS_MAX: Final = 10.0
+"""A tool that has not come to its end by then hangs, as one on a dead network mount may."""
+
+
 class _Work(msgspec.Struct):
     """The delivery in the worker's hands."""
 
@@ -64,6 +68,8 @@ class _Work(msgspec.Struct):
     """An effect is under way: a worker asks for one at a time."""
     obstacle: Failure | None = None
     """What an effect met that is not the worker's doing."""
+    tool: "asyncio.Task[EffectResult] | None" = None
+    """A tool call under way. It goes on when the worker dies, until it is written down."""
     timer: asyncio.TimerHandle | None = None
 
 
@@ -118,6 +124,7 @@ class Lane:
             await self._see_through(worker, work)
         finally:
             self._stop_expecting(work)
+            await _tool_written(work)
             work.over.set()
             self._work = None
 
@@ -183,6 +190,7 @@ class Lane:
 
     async def _died(self, worker: Worker, work: _Work) -> None:
         """Count the death, if it was the worker's own, and queue the delivery in its place."""
+        await _tool_written(work)
         own, reason = await _cause_of_death(worker, work)
         await self._end(work, reason, worker_died=own, final=False)
 
@@ -209,8 +217,12 @@ class Lane:
             worker_died=worker_died,
             final=final,
         )
-        self._metrics.delivery_retried(self._agent)
-        await self._store.apply_when_room(fail, BUS, ended)
+        state = await self._store.apply_when_room(fail, BUS, ended)
+        if state == "dead":
+            seconds = (self._clock_us() - work.leased.handle.envelope.sent_us) / 1e6
+            self._metrics.delivery_done(self._agent, work.attempt.priority, "dead", seconds)
+        else:
+            self._metrics.delivery_retried(self._agent)
 
     # -- effects
 
@@ -234,7 +246,11 @@ class Lane:
 
     async def _perform(self, work: _Work, request: EffectRequest) -> EffectResult:
         try:
-            return await self._effects.perform(work.attempt, request)
+            performing = self._effects.perform(work.attempt, request)
+            if not isinstance(request.effect, UseTool):
+                return await performing
+            work.tool = asyncio.create_task(performing)
+            return await asyncio.shield(work.tool)
         except NeedsAnswer as question:
             await self._ask_person(work, question)
             # The worker is told to let go of the delivery, not that its effect has failed.
@@ -285,6 +301,14 @@ def _phase_of(effect: Effect, before: Phase | None) -> Phase:
             return phase
         case UseTool():
             return before or "act"
+
+
+async def _tool_written(work: _Work) -> None:
+    """Wait for a tool call that nobody waits for any more, so that a retry finds it done."""
+    if work.tool is not None and not work.tool.done():
+        await asyncio.wait((work.tool,), timeout=TOOL_SECONDS_MAX)
+        work.tool.cancel()
+        await asyncio.gather(work.tool, return_exceptions=True)
 
 
 async def _cause_of_death(worker: Worker, work: _Work) -> tuple[bool, str]:

@@ -102,15 +102,20 @@ def running(folder: Path) -> Iterator[Daemon]:
 def wait_ready(daemon: Daemon) -> None:
     """Until every agent is up. The socket answers before that."""
     deadline = time.monotonic() + READY_SECONDS_MAX
+    reason = "it has not said why"
     while time.monotonic() < deadline:
         if daemon.process.poll() is not None:
             raise DemoFailure(f"The daemon ended at once:\n{tail(daemon.folder)}")
-        with contextlib.suppress(DemoFailure):
-            status = daemon.ctl("status")
-            if status.get("healthy"):
+        try:
+            if daemon.ctl("status").get("healthy"):
                 return
+            reason = "not every agent and engine is up"
+        except DemoFailure as failure:
+            reason = str(failure)
         time.sleep(0.2)
-    raise DemoFailure(f"The daemon was not ready in {READY_SECONDS_MAX} s:\n{tail(daemon.folder)}")
+    raise DemoFailure(
+        f"The daemon was not ready in {READY_SECONDS_MAX} s: {reason}\n{tail(daemon.folder)}"
+    )
 
 
 def tail(folder: Path) -> str:

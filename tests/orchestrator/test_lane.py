@@ -21,10 +21,12 @@ from ipc_protocol.work import (
     Completion,
     EffectRequest,
     Handle,
+    Memory,
     MemoryEntry,
     Note,
     Outgoing,
     TaskChange,
+    UseTool,
 )
 from orchestrator.budget import Allowance
 from orchestrator.bus.leasing import Lease, lease_next
@@ -45,6 +47,7 @@ from orchestrator.workers import Exit, Worker
 
 AGENT = "opsclaw"
 STEPS = 2
+TOOL_SECONDS = 0.1
 CONFIG = AgentConfig(
     name=AGENT, identity="x", limits=LimitsConfig(steps=STEPS, tokens=64, time_us=1_000_000)
 )
@@ -58,6 +61,8 @@ class Bench:
         self.path = path
         self.now_us = 1_800_000_000_000_000
         self.asked = 0
+        self.tool_began = asyncio.Event()
+        self.tools_run = 0
 
     def clock_us(self) -> int:
         self.now_us += 1
@@ -89,8 +94,12 @@ class Bench:
             preferences=Preferences(language, {}, metrics),
             preference_weight=0,
             embedding=embedding,
-            tools=lambda effects: ToolContext(
-                Grants(agent=AGENT, tools=()), folder, lambda topic: False, effects.recall, no_tasks
+            tools=lambda _: ToolContext(
+                Grants(agent=AGENT, tools=("memory.search",)),
+                folder,
+                lambda topic: False,
+                self.recall,
+                no_tasks,
             ),
             metrics=metrics,
             clock_us=self.clock_us,
@@ -103,6 +112,13 @@ class Bench:
             metrics=metrics,
             clock_us=self.clock_us,
         )
+
+    async def recall(self, query: str, limit: int) -> list[Memory]:
+        """A tool that takes its time."""
+        self.tool_began.set()
+        await asyncio.sleep(TOOL_SECONDS)
+        self.tools_run += 1
+        return []
 
     async def close(self) -> None:
         self._engine.cancel()
@@ -130,6 +146,7 @@ class Bench:
         async with Connection(ours, Hello(name="orchestrator"), served, initiator=True) as line:
             peer = await opening
             exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+            exited.set_result(Exit("killed by SIGKILL", own=True))
             worker = Worker(1, list[LayerReport](), line, exited)
             await self.lane.handle(worker, "w", leased)
             await peer.__aexit__(None, None, None)
@@ -259,6 +276,24 @@ async def test_two_effects_at_once_are_refused(bench: Bench) -> None:
         return Completion(outcome="acted", reason="done")
 
     assert (await bench.deliver(behave))[0] == "done"
+
+
+async def test_a_tool_that_runs_when_its_worker_dies_is_written_down(bench: Bench) -> None:
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        tool = UseTool(name="memory.search", arguments={"query": "disk"})
+        request = EffectRequest(delivery=handle.delivery, step=1, effect=tool)
+        asking = asyncio.create_task(line.call(WORK_EFFECT, request))
+        await bench.tool_began.wait()
+        assert line._transport is not None
+        line._transport.abort()
+        await asyncio.gather(asking, return_exceptions=True)
+        return Completion(outcome="acted", reason="too late")
+
+    with pytest.raises(Failure):
+        await bench.deliver(behave)
+    assert await bench.reader.fetch("SELECT state, deaths FROM delivery") == [("queued", 1)]
+    assert await bench.reader.fetch("SELECT kind FROM journal WHERE step = 1") == [("tool",)]
+    assert bench.tools_run == 1
 
 
 async def test_nobody_asks_in_the_name_of_another_delivery(bench: Bench) -> None:
