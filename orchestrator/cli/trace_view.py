@@ -36,6 +36,8 @@ def trace(answer: Trace) -> "Tree":
         tree.add(output.words(*parts))
     if conversation.reply is not None:
         tree.add(output.words(("reply", "bold green"), (conversation.reply, "")))
+    if answer.cut:
+        tree.add(output.words(("cut", "yellow"), (answer.cut, "dim")))
     return tree
 
 
