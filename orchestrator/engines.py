@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal, TypeVar
+from typing import ClassVar, Final, Literal, TypeVar
 
 import msgspec
 
@@ -111,9 +111,10 @@ class _Life:
 class Engine:
     """One engine process, again and again. `run` supervises; the rest waits until it is ready."""
 
+    KIND: ClassVar[Literal["language", "embedding"]]
+
     def __init__(
         self,
-        kind: Literal["language", "embedding"],
         start: EngineStart,
         clock_us: Callable[[], int],
         on_restart: Callable[[str], None],
@@ -121,7 +122,6 @@ class Engine:
     ) -> None:
         self.name = start.name
         self.pid: int | None = None
-        self._kind = kind
         self._start = start
         self._supervisor = Supervisor(f"engine/{start.name}", TOLERANT, clock_us)
         self._on_restart = on_restart
@@ -232,7 +232,7 @@ class Engine:
     def _command(self, fd: int) -> list[str]:
         return [
             *(sys.executable, "-m", "inference_client.engine"),
-            *("--kind", self._kind, "--fd", str(fd)),
+            *("--kind", self.KIND, "--fd", str(fd)),
         ]
 
     # -- what others ask
@@ -283,14 +283,7 @@ class Engine:
 class LanguageEngine(Engine):
     """An engine that generates text."""
 
-    def __init__(
-        self,
-        start: EngineStart,
-        clock_us: Callable[[], int],
-        on_restart: Callable[[str], None],
-        watch: Watch = WATCH,
-    ) -> None:
-        super().__init__("language", start, clock_us, on_restart, watch)
+    KIND = "language"
 
     async def generate(self, params: Generate) -> Generated:
         return await self._ask(lambda client: client.generate(params))
@@ -302,14 +295,7 @@ class LanguageEngine(Engine):
 class EmbeddingEngine(Engine):
     """An engine that turns texts into vectors of length 1, as wide as the store has them."""
 
-    def __init__(
-        self,
-        start: EngineStart,
-        clock_us: Callable[[], int],
-        on_restart: Callable[[str], None],
-        watch: Watch = WATCH,
-    ) -> None:
-        super().__init__("embedding", start, clock_us, on_restart, watch)
+    KIND = "embedding"
 
     async def embed(
         self, texts: list[str], wait_seconds: float | None = OPTIONAL_SECONDS_MAX
