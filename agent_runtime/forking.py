@@ -239,8 +239,16 @@ def _bury(pid: int, error: ForkError) -> ForkError:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if not isinstance(error, _SilentDeath):
         return error
-    manner = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    manner = f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"
     return _SilentDeath(f"{error.message} ({manner})")
+
+
+def signal_name(number: int) -> str:
+    """What a worker was killed by; it may have chosen a real-time signal, which has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _adopt_worker(status: _StatusReader, intermediate: int) -> int:

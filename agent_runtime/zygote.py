@@ -15,7 +15,13 @@ from typing import NoReturn, Self
 import msgspec
 
 from agent_runtime import sandbox
-from agent_runtime.forking import ConfinedProcess, ForkError, ThreadsRunning, fork_confined
+from agent_runtime.forking import (
+    ConfinedProcess,
+    ForkError,
+    ThreadsRunning,
+    fork_confined,
+    signal_name,
+)
 from agent_runtime.sandbox import Confinement, SandboxMode, limits
 
 __all__ = [
@@ -50,7 +56,7 @@ class WorkerExit(msgspec.Struct, frozen=True):
     @property
     def description(self) -> str:
         if self.signal is not None:
-            return f"killed by {signal.Signals(self.signal).name}"
+            return f"killed by {signal_name(self.signal)}"
         return f"exited with status {self.exit_status}"
 
 

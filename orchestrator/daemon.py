@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 import uvloop
@@ -333,10 +333,19 @@ def run(config: Config) -> int:
     except* Stopping:
         pass
     except* (Failure, ListenError, OSError) as failed:
-        for error in failed.exceptions:
+        for error in _leaves(failed):
             log.error("%s", error)
         status = EXIT_FAILED
     return status
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
+    """The failures themselves: those of a task group within another one come nested."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def _make_folders(config: Config) -> None:

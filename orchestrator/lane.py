@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -29,7 +29,7 @@ from ipc_protocol.work import (
     Weigh,
 )
 from orchestrator.bus.attention import RequestAttention, request_attention
-from orchestrator.bus.completion import Complete, complete
+from orchestrator.bus.completion import Complete, complete, require_limits
 from orchestrator.bus.leasing import Fail, Leased, Park, fail, park
 from orchestrator.bus.routing import BUS
 from orchestrator.effects import Attempt, Effects, NeedsAnswer
@@ -37,6 +37,7 @@ from orchestrator.engines import EmbeddingEngine
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
 from orchestrator.supervision.hang import WORKER_PATIENCE_US
+from orchestrator.turn import TURN, Turn
 from orchestrator.workers import EXIT_NOTICE_SECONDS_MAX, Worker
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,12 @@ PASSING: Final = frozenset({"store.full", "inference.busy"})
 RETRY_US: Final = 1_000_000
 """Until a delivery is tried again that such a failure has stopped."""
 
-
 TOOL_SECONDS_MAX: Final = 10.0
 """A tool that has not come to its end by then hangs, as one on a dead network mount may."""
+
+Interruption = Literal["parked", "hung", "withdrawn"]
+"""What ends an attempt before the worker has: an effect that waits for a person, a worker that does
+nothing, or one that takes an effect back, which only its own death excuses."""
 
 
 class _Work(msgspec.Struct):
@@ -57,20 +61,32 @@ class _Work(msgspec.Struct):
 
     leased: Leased
     attempt: Attempt
-    parked: asyncio.Event
-    """An effect has parked it: the worker has to let go."""
-    hung: asyncio.Event
+    interrupted: "asyncio.Future[Interruption]"
     over: asyncio.Event
     """Nobody waits for its effects any more."""
     phase_us: int
     phase: Phase | None = None
-    asking: bool = False
-    """An effect is under way: a worker asks for one at a time."""
+    turn: Turn = "working"
     obstacle: Failure | None = None
     """What an effect met that is not the worker's doing."""
     tool: "asyncio.Task[EffectResult] | None" = None
     """A tool call under way. It goes on when the worker dies, until it is written down."""
     timer: asyncio.TimerHandle | None = None
+
+    def interrupt(self, why: Interruption) -> None:
+        if not self.interrupted.done():
+            self.interrupted.set_result(why)
+        self.turn = TURN.after(self.turn, "end")
+
+    @property
+    def hung(self) -> bool:
+        return self.interrupted.done() and self.interrupted.result() == "hung"
+
+
+_REASONS: Final[dict[Interruption, str]] = {
+    "hung": f"The worker did nothing for {WORKER_PATIENCE_US / 1e6:g} s.",
+    "withdrawn": "The worker took back an effect that it had asked for.",
+}
 
 
 class Lane:
@@ -117,14 +133,14 @@ class Lane:
             evidence=handle.beginning.evidence,
             spent=leased.spent,
         )
-        events = (asyncio.Event(), asyncio.Event(), asyncio.Event())
-        work = self._work = _Work(leased, attempt, *events, phase_us=self._clock_us())
+        interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
+        now_us = self._clock_us()
+        work = self._work = _Work(leased, attempt, interrupted, asyncio.Event(), phase_us=now_us)
         self._expect_progress(work)
         try:
             await self._see_through(worker, work)
         finally:
-            self._stop_expecting(work)
-            await _tool_written(work)
+            await self._end_turn(work)
             work.over.set()
             self._work = None
 
@@ -132,12 +148,14 @@ class Lane:
         try:
             completion = await self._completion(worker, work)
         except Failure as failure:
-            if worker.connection.closed or work.hung.is_set():
+            await self._end_turn(work)
+            if worker.connection.closed or work.hung:
                 await self._died(worker, work)
                 raise
             met = work.obstacle
             await self._refuse_or_retry(work, met or failure, own=met is not None)
             return
+        await self._end_turn(work)
         if completion is None:
             return
         try:
@@ -153,20 +171,30 @@ class Lane:
     async def _completion(self, worker: Worker, work: _Work) -> Completion | None:
         """What the worker makes of it; None when it was parked. Raises `Failure`."""
         call = asyncio.ensure_future(worker.connection.call(WORKER_HANDLE, work.leased.handle))
-        parked = asyncio.ensure_future(work.parked.wait())
-        hung = asyncio.ensure_future(work.hung.wait())
         try:
-            await asyncio.wait((call, parked, hung), return_when=asyncio.FIRST_COMPLETED)
-            if work.hung.is_set():
-                seconds = WORKER_PATIENCE_US / 1e6
-                raise Failure("work.budget", f"The worker did nothing for {seconds:g} s.")
-            return None if work.parked.is_set() else call.result()
+            await asyncio.wait((call, work.interrupted), return_when=asyncio.FIRST_COMPLETED)
+            if not work.interrupted.done():
+                return call.result()
+            why = work.interrupted.result()
+            if why == "parked":
+                return None
+            raise Failure("work.refused", _REASONS[why])
         finally:
-            for task in (call, parked, hung):
-                task.cancel()
-            await asyncio.gather(call, parked, hung, return_exceptions=True)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+
+    async def _end_turn(self, work: _Work) -> None:
+        """Take nothing more from the worker, and wait for a tool that has begun: a retry has to
+        find it done."""
+        work.turn = TURN.after(work.turn, "end")
+        self._stop_expecting(work)
+        if work.tool is not None and not work.tool.done():
+            await asyncio.wait((work.tool,), timeout=TOOL_SECONDS_MAX)
+            work.tool.cancel()
+            await asyncio.gather(work.tool, return_exceptions=True)
 
     async def _apply(self, work: _Work, completion: Completion) -> None:
+        require_limits(completion)
         memories = [f"{entry.text} {entry.lesson}" for entry in completion.memories]
         vectors: list[bytes | None] = []
         if memories:
@@ -190,7 +218,6 @@ class Lane:
 
     async def _died(self, worker: Worker, work: _Work) -> None:
         """Count the death, if it was the worker's own, and queue the delivery in its place."""
-        await _tool_written(work)
         own, reason = await _cause_of_death(worker, work)
         await self._end(work, reason, worker_died=own, final=False)
 
@@ -227,21 +254,24 @@ class Lane:
     # -- effects
 
     async def on_effect(self, request: EffectRequest, call: Call) -> EffectResult:
-        """Serve `work.effect` on the worker's line."""
+        """Serve `work.effect` on the worker's line: one at a time, while it is its turn."""
         work = self._work
-        if work is None or work.attempt.delivery != request.delivery or work.parked.is_set():
+        if work is None or work.attempt.delivery != request.delivery or work.turn == "ended":
             raise Failure(
                 "work.unknown-delivery", f"Delivery {request.delivery} is not in your hands."
             )
-        if work.asking:
+        if work.turn == "performing":
             raise Failure("request.invalid", "An effect is under way.", "Ask one at a time.")
-        work.asking = True
+        work.turn = TURN.after(work.turn, "ask")
         self._stop_expecting(work)
         self._enter_phase(work, _phase_of(request.effect, work.phase))
         try:
             return await self._perform(work, request)
+        except asyncio.CancelledError:
+            work.interrupt("withdrawn")
+            raise
         finally:
-            work.asking = False
+            work.turn = TURN.after(work.turn, "answer")
             self._expect_progress(work)
 
     async def _perform(self, work: _Work, request: EffectRequest) -> EffectResult:
@@ -272,7 +302,7 @@ class Lane:
                 question=question.question,
             ),
         )
-        work.parked.set()
+        work.interrupt("parked")
 
     def _enter_phase(self, work: _Work, phase: Phase | None) -> None:
         if phase == work.phase:
@@ -285,9 +315,9 @@ class Lane:
     # -- hanging: only between an answer to the worker and its next sign of life
 
     def _expect_progress(self, work: _Work) -> None:
-        self._stop_expecting(work)
-        loop = asyncio.get_running_loop()
-        work.timer = loop.call_later(WORKER_PATIENCE_US / 1e6, work.hung.set)
+        if work.turn == "working":
+            loop = asyncio.get_running_loop()
+            work.timer = loop.call_later(WORKER_PATIENCE_US / 1e6, work.interrupt, "hung")
 
     def _stop_expecting(self, work: _Work) -> None:
         if work.timer is not None:
@@ -303,17 +333,9 @@ def _phase_of(effect: Effect, before: Phase | None) -> Phase:
             return before or "act"
 
 
-async def _tool_written(work: _Work) -> None:
-    """Wait for a tool call that nobody waits for any more, so that a retry finds it done."""
-    if work.tool is not None and not work.tool.done():
-        await asyncio.wait((work.tool,), timeout=TOOL_SECONDS_MAX)
-        work.tool.cancel()
-        await asyncio.gather(work.tool, return_exceptions=True)
-
-
 async def _cause_of_death(worker: Worker, work: _Work) -> tuple[bool, str]:
     """Whether it was the worker's own death, and how it came about."""
-    if work.hung.is_set():
+    if work.hung:
         return True, "The worker hung."
     await asyncio.wait((worker.exited,), timeout=EXIT_NOTICE_SECONDS_MAX)
     if not worker.exited.done():

@@ -25,6 +25,10 @@ ASKED_BY: Final = "screening"
 after it with a dot, so that the KV cache keeps a list for each; no agent's name has a dot."""
 
 
+_Key = tuple[str, ...]
+"""The message as a line of a list, and the options that are asked about."""
+
+
 class Preferences:
     """Asks one language model, once for each message."""
 
@@ -34,7 +38,8 @@ class Preferences:
         self._language = language
         self._metrics = metrics
         self._prompts = {option: list_prompt(phrases) for option, phrases in duties.items()}
-        self._asked: OrderedDict[tuple[str, ...], asyncio.Task[dict[str, float]]] = OrderedDict()
+        self._answers: OrderedDict[_Key, dict[str, float]] = OrderedDict()
+        self._under_way: dict[tuple[_Key, Priority], asyncio.Task[dict[str, float]]] = {}
 
     async def of(
         self, message: str, options: Sequence[str], priority: Priority
@@ -48,13 +53,26 @@ class Preferences:
             return {}
         item = list_item(message)
         key = (item, *known)
-        asked = self._asked.get(key)
-        if asked is None or (asked.done() and (asked.cancelled() or asked.exception())):
-            asked = self._asked[key] = asyncio.create_task(self._ask(item, known, priority))
-            while len(self._asked) > ANSWERS_MAX:
-                self._asked.popitem(last=False)
+        if key in self._answers:
+            self._answers.move_to_end(key)
+            return self._answers[key]
+        asked = self._under_way.get((key, priority))
+        if asked is None:
+            asked = asyncio.create_task(self._ask(item, known, priority))
+            self._under_way[key, priority] = asked
+            asked.add_done_callback(lambda done: self._keep(key, priority, done))
         # Whoever asked first may be cancelled; the others still wait for the answer.
         return await asyncio.shield(asked)
+
+    def _keep(
+        self, key: "_Key", priority: Priority, asked: "asyncio.Task[dict[str, float]]"
+    ) -> None:
+        del self._under_way[key, priority]
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        self._answers[key] = asked.result()
+        if len(self._answers) > ANSWERS_MAX:
+            self._answers.popitem(last=False)
 
     async def _ask(self, item: str, options: list[str], priority: Priority) -> dict[str, float]:
         try:

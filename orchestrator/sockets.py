@@ -2,10 +2,15 @@
 
 A path is taken over from a daemon that was killed, never from one that answers, and what lies there
 and is no socket is never touched: a mistyped path may be somebody's file.
+
+A lock beside the path is held from the probe until the new socket listens: of two daemons that find
+the same dead socket, the second would else remove what the first has just bound. The lock's file is
+kept, because one that is unlinked can be locked by two.
 """
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -27,18 +32,16 @@ def listening(path: Path, *, mode: int, backlog: int) -> Iterator[socket.socket]
 
     `mode` are the permissions of its file from its first moment on. It does not block.
     """
-    _clear(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.setblocking(False)
-        mask = os.umask(0o777 & ~mode)
         try:
-            listener.bind(str(path))
-            identity = _identity(path)
-            listener.listen(backlog)
+            _refuse_other_kinds(path)  # before a lock is left beside somebody's file
+            with _locked(path):
+                _clear(path)
+                identity = _bind(listener, path, mode)
+                listener.listen(backlog)
         except OSError as error:
             raise cannot_listen(path, error) from error
-        finally:
-            os.umask(mask)
         try:
             yield listener
         finally:
@@ -65,21 +68,49 @@ def in_use(where: object) -> ListenError:
     )
 
 
+def _refuse_other_kinds(path: Path) -> bool:
+    """Whether there is a socket at `path`. Raises `ListenError` for anything else there."""
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(kind):
+        raise ListenError(
+            f"{path} exists and is no socket; it is left alone. Choose another path for the "
+            "socket, or move away what is there."
+        )
+    return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(f"{path}.lock", flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:  # somebody is about to listen there
+        raise in_use(path) from error
+    finally:
+        os.close(descriptor)
+
+
 def _clear(path: Path) -> None:
     """Remove what a program left that was killed: a socket on which nobody listens."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ListenError(
-                f"{path} exists and is no socket; it is left alone. Choose another path for the "
-                "socket, or move away what is there."
-            )
-        if _answers(path):
-            raise in_use(path)
-        path.unlink(missing_ok=True)
-    except FileNotFoundError:
+    if not _refuse_other_kinds(path):
         return
-    except OSError as error:
-        raise cannot_listen(path, error) from error
+    if _answers(path):
+        raise in_use(path)
+    path.unlink(missing_ok=True)
+
+
+def _bind(listener: socket.socket, path: Path, mode: int) -> tuple[int, int]:
+    mask = os.umask(0o777 & ~mode)
+    try:
+        listener.bind(str(path))
+        return _identity(path)
+    finally:
+        os.umask(mask)
 
 
 def _answers(path: Path) -> bool:

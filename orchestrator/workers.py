@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -21,7 +21,7 @@ from ipc_protocol.aio import Connection, Handlers
 from ipc_protocol.errors import Failure
 from ipc_protocol.events import Hello
 from ipc_protocol.limits import FORK_TOKEN_BYTES
-from ipc_protocol.methods import ZYGOTE_EXITS, ZYGOTE_FORK, ZYGOTE_KILL
+from ipc_protocol.methods import ZYGOTE_EXITS, ZYGOTE_FORK, ZYGOTE_KILL, Method, P, R
 from ipc_protocol.values import LayerReport
 from ipc_protocol.work import Fork, Forked, Kill, WatchExits
 from orchestrator.supervision.childlog import ChildLog
@@ -40,6 +40,11 @@ EXIT_NOTICE_SECONDS_MAX: Final = 5.0
 """Between the end of a worker's line and the notice of its death. The kernel needs microseconds,
 a machine that swaps needs more."""
 
+ANSWER_SECONDS_MAX: Final = 30.0
+"""Between two answers of a zygote that owes some. It does one thing after the other, and gives up a
+fork after 10 s (FORK_SECONDS_MAX of the agent runtime): one that works answers three times over. A
+kill has no shorter limit, since it may wait behind a fork, and a queue of forks has no longer one,
+since each answer counts."""
 
 FORKS_MAX: Final = 32
 """Asked for at once. The zygote forks one after the other; more would fill its socket with
@@ -77,6 +82,32 @@ class _Line(msgspec.Struct):
     descriptors: socket.socket
     exits: dict[int, "asyncio.Future[Exit]"]
     over: asyncio.Event
+    kill: Callable[[], None]
+    deadlines: dict[int, asyncio.Timeout] = msgspec.field(default_factory=dict)
+    """Of the requests under way, by the identity of each."""
+
+    async def ask(self, method: Method[P, R, Any], params: P) -> R:
+        """Ask the zygote. Raises `ZygoteDied` for one that is stuck, which is killed for it."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX) as deadline:
+                self.deadlines[id(deadline)] = deadline
+                try:
+                    return await self.connection.call(method, params)
+                finally:
+                    del self.deadlines[id(deadline)]
+                    if not deadline.expired():
+                        self._put_off_deadlines()
+        except TimeoutError as error:
+            log.error("the zygote has not answered for %g s; it gets SIGKILL", ANSWER_SECONDS_MAX)
+            self.kill()
+            await self.over.wait()
+            raise ZygoteDied("the zygote was stuck, and was killed") from error
+
+    def _put_off_deadlines(self) -> None:
+        when = asyncio.get_running_loop().time() + ANSWER_SECONDS_MAX
+        for deadline in self.deadlines.values():
+            if not deadline.expired():
+                deadline.reschedule(when)
 
 
 class Zygote:
@@ -115,7 +146,7 @@ class Zygote:
                 await child.wait_ready(READY_SECONDS_MAX)
                 async with Connection(child.line, HELLO, Handlers(), initiator=False) as connection:
                     self.pid = child.pid
-                    await self._serve(_Line(connection, ours, {}, asyncio.Event()))
+                    await self._serve(_Line(connection, ours, {}, asyncio.Event(), child.kill))
                 death = await child.stop()
         log.warning("the zygote %s", death.description)
         return Died()
@@ -177,7 +208,7 @@ class Zygote:
                 # Sent before the request, so that the zygote finds it when it reads the request.
                 token = request.token.to_bytes(FORK_TOKEN_BYTES, "big")
                 socket.send_fds(line.descriptors, [token], descriptors)
-                return line, await line.connection.call(ZYGOTE_FORK, request)
+                return line, await line.ask(ZYGOTE_FORK, request)
             except (Failure, ConnectionError) as error:
                 if isinstance(error, Failure) and error.code != "protocol.closed":
                     raise
@@ -212,7 +243,7 @@ async def _mourned(line: _Line, pid: int) -> AsyncIterator["asyncio.Future[Exit]
 async def _end(line: _Line, pid: int, exited: "asyncio.Future[Exit]") -> None:
     """Kill what still lives, and wait for the notice of its death."""
     if not exited.done() and not line.connection.closed:
-        with contextlib.suppress(Failure):
-            await line.connection.call(ZYGOTE_KILL, Kill(pid=pid))
+        with contextlib.suppress(Failure, ZygoteDied):  # it died, and the worker with it
+            await line.ask(ZYGOTE_KILL, Kill(pid=pid))
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(asyncio.shield(exited), EXIT_NOTICE_SECONDS_MAX)

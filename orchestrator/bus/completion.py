@@ -88,7 +88,7 @@ def complete(tx: Transaction, arguments: Complete) -> Completed:
         return Completed(state=row.state, repeated=True)
     row = held_delivery(tx, arguments.delivery, arguments.incarnation)
     completion = arguments.completion
-    _require_limits(completion)
+    require_limits(completion)
     if completion.outcome == "deferred":
         _require_deferrable(tx, row, completion)
     decided = _decided(tx, row, completion.outputs)
@@ -113,8 +113,11 @@ def complete(tx: Transaction, arguments: Complete) -> Completed:
     )
 
 
-def _require_limits(completion: Completion) -> None:
-    """A worker is trusted with nothing, not with the size of what it sends either."""
+def require_limits(completion: Completion) -> None:
+    """A worker is trusted with nothing, not with the size of what it sends either.
+
+    Raises `work.refused`.
+    """
     memories, tasks = completion.memories, completion.tasks
     if (
         len(memories) > MEMORIES_MAX

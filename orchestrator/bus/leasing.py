@@ -126,7 +126,14 @@ def _is_late(tx: Transaction, row: DeliveryRow) -> bool:
 
 def _leased(tx: Transaction, row: DeliveryRow, arguments: Lease) -> Leased:
     move_delivery(tx, row, "lease", incarnation=arguments.incarnation, leased_us=tx.now_us)
-    beginning = _beginning(tx, row) or _begun(tx, row, arguments)
+    beginning = _beginning(tx, row)
+    if beginning is not None and beginning.loop != arguments.loop:
+        # Another version of the loop would ask something else at the same step: it begins anew.
+        row = msgspec.structs.replace(row, run=row.run + 1)
+        tx.execute("UPDATE delivery SET run = ? WHERE id = ?", (row.run, row.id))
+        beginning = None
+    if beginning is None:
+        beginning = _begun(tx, row, arguments)
     envelope, number, question = _envelope(tx, row)
     handle = Handle(
         delivery=row.id,

@@ -126,8 +126,8 @@ class ChildProcess:
     async def wait_ready(self, seconds: float) -> None:
         """Wait until the program greets, so that a `Connection` finds its hello waiting.
 
-        Raises `Failure` (`protocol.closed`, `protocol.hello-timeout`) when it dies instead, or says
-        nothing in time; how long loading may take is the caller's to say.
+        Raises `Failure` (`protocol.closed`, `protocol.hello-timeout`) when it dies or closes its
+        line instead, or says nothing in time; how long loading may take is the caller's to say.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -139,7 +139,8 @@ class ChildProcess:
                 "Its log says what it was doing.",
             ) from error
         if not _has_greeted(self.line):
-            death = await self.wait_death()
+            # One that only closed its line may be hung: nobody would wait for its death in vain.
+            death = await self.stop()
             raise Failure(
                 "protocol.closed",
                 f"{self.name} {death.description} before it was ready.",

@@ -1,6 +1,7 @@
 """The lane against workers that send what they should not: real store, real line, hostile peer."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -294,6 +295,43 @@ async def test_a_tool_that_runs_when_its_worker_dies_is_written_down(bench: Benc
     assert await bench.reader.fetch("SELECT state, deaths FROM delivery") == [("queued", 1)]
     assert await bench.reader.fetch("SELECT kind FROM journal WHERE step = 1") == [("tool",)]
     assert bench.tools_run == 1
+
+
+async def test_a_worker_that_takes_an_effect_back_loses_its_delivery(bench: Bench) -> None:
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        tool = UseTool(name="memory.search", arguments={"query": "disk"})
+        request = EffectRequest(delivery=handle.delivery, step=1, effect=tool)
+        for _ in range(8):
+            with contextlib.suppress(TimeoutError, Failure):
+                async with asyncio.timeout(TOOL_SECONDS / 10):
+                    await line.call(WORK_EFFECT, request)
+        return Completion(outcome="acted", reason="done")
+
+    state, error = await bench.deliver(behave)
+    assert state == "dead"
+    assert "took back" in error
+    assert bench.tools_run == 1
+    assert await bench.reader.fetch("SELECT count(*) FROM journal WHERE step > 0") == [(1,)]
+
+
+async def test_nothing_is_done_for_a_worker_that_has_completed(bench: Bench) -> None:
+    asked: list[asyncio.Task[Any]] = []
+
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        async def ask_later() -> None:
+            await asyncio.sleep(0.02)  # the completion goes first
+            tool = UseTool(name="memory.search", arguments={"query": "disk"})
+            request = EffectRequest(delivery=handle.delivery, step=1, effect=tool)
+            await line.call(WORK_EFFECT, request)
+
+        asked.append(asyncio.create_task(ask_later()))
+        memory = MemoryEntry(text="x", outcome="success", lesson="y", importance=0.5)
+        return Completion(outcome="acted", reason="done", memories=[memory])
+
+    assert (await bench.deliver(behave))[0] == "done"
+    (outcome,) = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(outcome, Failure)
+    assert bench.tools_run == 0
 
 
 async def test_nobody_asks_in_the_name_of_another_delivery(bench: Bench) -> None:

@@ -387,3 +387,16 @@ async def test_a_frequent_question_is_answered_from_its_index(
     details = " ".join(row[3] for row in plan)
     assert index in details
     assert "TEMP B-TREE" not in details
+
+
+async def test_a_new_version_of_the_loop_begins_a_delivery_anew(bus: Bus) -> None:
+    await bus.ask()
+    first = await bus.lease("opsclaw")
+    assert first is not None
+    await bus.store.apply(release_leases, BUS, ReleaseLeases())
+    request = Lease(agent="opsclaw", incarnation="w2", seed=8, loop=2, prompts={})
+    again = await bus.store.apply(lease_next, BUS, request)
+    assert again is not None
+    assert again.handle.delivery == first.handle.delivery
+    assert (again.handle.beginning.loop, again.handle.beginning.seed) == (2, 8)
+    assert await bus.value("SELECT count(*) FROM journal WHERE kind = 'beginning'") == 2
