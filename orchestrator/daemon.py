@@ -57,6 +57,9 @@ every driver instead, which finds the same work."""
 
 EXIT_FAILED: Final = 1
 
+RESUME_SECONDS_MAX: Final = 600.0
+"""A message that came since may live shorter than all before it. Times to live are hours."""
+
 PRIVATE_UMASK: Final = 0o077
 """What the daemon writes, its programs' files too, is its user's alone."""
 
@@ -246,9 +249,9 @@ class Daemon:
         while True:
             self._due.clear()
             resumed = await self._store.apply_when_room(resume_due, BUS, ResumeDue())
-            until_s = None
+            until_s = RESUME_SECONDS_MAX
             if resumed.next_due_us is not None:
-                until_s = max(0, resumed.next_due_us - clock_us()) / 1e6
+                until_s = min(until_s, max(0, resumed.next_due_us - clock_us()) / 1e6)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(until_s):
                     await self._due.wait()

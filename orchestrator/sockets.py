@@ -35,7 +35,7 @@ def listening(path: Path, *, mode: int, backlog: int) -> Iterator[socket.socket]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.setblocking(False)
         try:
-            _refuse_other_kinds(path)  # before a lock is left beside somebody's file
+            _is_socket(path)  # before a lock is left beside somebody's file
             with _locked(path):
                 _clear(path)
                 identity = _bind(listener, path, mode)
@@ -68,7 +68,7 @@ def in_use(where: object) -> ListenError:
     )
 
 
-def _refuse_other_kinds(path: Path) -> bool:
+def _is_socket(path: Path) -> bool:
     """Whether there is a socket at `path`. Raises `ListenError` for anything else there."""
     try:
         kind = path.lstat().st_mode
@@ -87,17 +87,18 @@ def _locked(path: Path) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(f"{path}.lock", flags, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:  # somebody is about to listen there
+            raise in_use(path) from error
         yield
-    except BlockingIOError as error:  # somebody is about to listen there
-        raise in_use(path) from error
     finally:
         os.close(descriptor)
 
 
 def _clear(path: Path) -> None:
     """Remove what a program left that was killed: a socket on which nobody listens."""
-    if not _refuse_other_kinds(path):
+    if not _is_socket(path):
         return
     if _answers(path):
         raise in_use(path)

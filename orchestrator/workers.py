@@ -92,11 +92,14 @@ class _Line(msgspec.Struct):
             async with asyncio.timeout(ANSWER_SECONDS_MAX) as deadline:
                 self.deadlines[id(deadline)] = deadline
                 try:
-                    return await self.connection.call(method, params)
+                    answer = await self.connection.call(method, params)
+                except Failure:  # an answer too
+                    self._put_off_deadlines()
+                    raise
                 finally:
                     del self.deadlines[id(deadline)]
-                    if not deadline.expired():
-                        self._put_off_deadlines()
+                self._put_off_deadlines()
+                return answer
         except TimeoutError as error:
             log.error("the zygote has not answered for %g s; it gets SIGKILL", ANSWER_SECONDS_MAX)
             self.kill()

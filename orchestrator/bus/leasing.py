@@ -5,6 +5,7 @@ be told from what its successor holds.
 """
 
 import hashlib
+from typing import Final
 
 import msgspec
 
@@ -94,6 +95,12 @@ class Fail(msgspec.Struct, frozen=True, kw_only=True):
     final: bool = False
 
 
+_NEVER_BEGUN: Final = (
+    "d.state = 'queued' AND d.deferred = 0"
+    " AND NOT EXISTS (SELECT 1 FROM journal WHERE journal.delivery = d.id)"
+)
+
+
 def lease_next(tx: Transaction, arguments: Lease) -> Leased | None:
     """The most urgent, then oldest delivery that can be leased; None if none, or one is held."""
     held = tx.row("SELECT 1 FROM delivery WHERE agent = ? AND state = 'leased'", (arguments.agent,))
@@ -101,9 +108,7 @@ def lease_next(tx: Transaction, arguments: Lease) -> Leased | None:
         return None
     while (row := _next(tx, arguments.agent)) is not None:
         if _is_late(tx, row):
-            reason = f"Nobody began to handle it before {row.expires_us} µs."
-            bury_delivery(tx, row, "bus.expired", reason, row.deaths)
-            delivery_closed(tx, row)
+            _bury_late(tx, row)
             continue
         return _leased(tx, row, arguments)
     return None
@@ -122,6 +127,12 @@ def _next(tx: Transaction, agent: str) -> DeliveryRow | None:
 def _is_late(tx: Transaction, row: DeliveryRow) -> bool:
     """Past its time to live. What was once begun is finished, however long it was parked."""
     return row.expires_us <= tx.now_us and not row.deferred and _beginning(tx, row) is None
+
+
+def _bury_late(tx: Transaction, row: DeliveryRow) -> None:
+    reason = f"Nobody began to handle it before {row.expires_us} µs."
+    bury_delivery(tx, row, "bus.expired", reason, row.deaths)
+    delivery_closed(tx, row)
 
 
 def _leased(tx: Transaction, row: DeliveryRow, arguments: Lease) -> Leased:
@@ -272,7 +283,12 @@ def wake_delivery(tx: Transaction, row: DeliveryRow) -> None:
 
 
 def resume_due(tx: Transaction, arguments: ResumeDue) -> Resumed:
-    """Queue the parked deliveries whose time has come, and say when to call again."""
+    """Queue the parked deliveries whose time has come, give up those that nobody has begun within
+    their time to live, and say when to call again."""
+    for row in deliveries(
+        tx, f"WHERE {_NEVER_BEGUN} AND m.expires_us <= ? LIMIT ?", (tx.now_us, RESUMED_PER_CALL_MAX)
+    ):
+        _bury_late(tx, row)
     due = deliveries(
         tx,
         "WHERE d.state = 'parked' AND d.parked_until_us IS NOT NULL AND d.parked_until_us <= ?"
@@ -285,10 +301,13 @@ def resume_due(tx: Transaction, arguments: ResumeDue) -> Resumed:
 
 
 def next_due(query: Query) -> int | None:
-    """When the next parked delivery is due."""
+    """When the next parked delivery is due, or the next one that nobody has begun is too late."""
     found = query.row(
-        "SELECT min(parked_until_us) FROM delivery"
+        "SELECT min(at_us) FROM ("
+        "SELECT min(parked_until_us) AS at_us FROM delivery"
         " WHERE state = 'parked' AND parked_until_us IS NOT NULL"
+        " UNION ALL SELECT min(m.expires_us) FROM delivery d JOIN message m ON m.id = d.message"
+        f" WHERE {_NEVER_BEGUN})"
     )
     due: int | None = None if found is None else found[0]
     return due

@@ -139,7 +139,7 @@ class ChildProcess:
                 "Its log says what it was doing.",
             ) from error
         if not _has_greeted(self.line):
-            # One that only closed its line may be hung: nobody would wait for its death in vain.
+            # It may only have closed its line, and hang: then its death is to be brought about.
             death = await self.stop()
             raise Failure(
                 "protocol.closed",

@@ -1,5 +1,6 @@
 """Listening on a path: what is taken over, what is left alone, and what is said about it."""
 
+import fcntl
 import os
 import socket
 import stat
@@ -62,6 +63,37 @@ def test_the_socket_of_a_program_that_was_killed_is_taken_over(tmp_path: Path) -
     with listening(path, mode=0o600, backlog=1):
         assert path.is_socket()
     assert not path.exists()
+
+
+def test_a_dead_socket_that_another_one_is_taking_over_is_in_use(tmp_path: Path) -> None:
+    path, lock = tmp_path / "a.sock", tmp_path / "a.sock.lock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert f"{path} is in use" in refused(path)
+        assert path.is_socket()
+    with listening(path, mode=0o600, backlog=1), lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again once somebody listens
+
+
+def test_the_lock_is_private_and_kept_and_not_made_beside_somebodys_file(tmp_path: Path) -> None:
+    with listening(tmp_path / "a.sock", mode=0o666, backlog=1):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a.sock.lock"]
+    assert stat.S_IMODE((tmp_path / "a.sock.lock").stat().st_mode) == 0o600
+    (tmp_path / "b").write_text("important")
+    refused(tmp_path / "b")
+    assert not (tmp_path / "b.lock").exists()
+
+
+def test_a_socket_that_another_one_has_put_there_since_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        with listening(path, mode=0o600, backlog=1):
+            path.rename(tmp_path / "moved.sock")
+            other.bind(str(path))
+        assert path.is_socket()
 
 
 def test_the_permissions_are_those_that_were_asked_for_whatever_the_umask(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ipc_protocol.aio import Handlers
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import Fork
 from orchestrator.supervision.lines import LINES_BURST_MAX
-from orchestrator.workers import Worker, Zygote, ZygoteDied
+from orchestrator.workers import ANSWER_SECONDS_MAX, Worker, Zygote, ZygoteDied
 
 SECONDS_MAX = 60
 
@@ -144,6 +144,45 @@ async def test_a_zygote_whose_end_nobody_has_noticed_yet_is_not_asked_in_a_circl
         pid = await up(zygote)
         kill_unnoticed(pid)
         assert await told_at(zygote) is None
+
+
+async def test_a_zygote_that_is_stuck_in_a_fork_is_killed_and_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running_zygote() as zygote:
+        pid = await up(zygote)
+        os.kill(pid, signal.SIGSTOP)
+        with monkeypatch.context() as patched:
+            patched.setattr("orchestrator.workers.ANSWER_SECONDS_MAX", 0.1)
+            assert await told_at(zygote) is None
+        assert await up(zygote) != pid
+
+
+async def test_a_zygote_that_is_stuck_when_it_is_to_kill_is_killed_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running_zygote() as zygote:
+        with monkeypatch.context() as patched:
+            async with a_worker(zygote) as worker:
+                pid = zygote.pid
+                assert pid is not None
+                os.kill(pid, signal.SIGSTOP)
+                patched.setattr("orchestrator.workers.ANSWER_SECONDS_MAX", 0.1)
+            assert not worker.exited.result().own
+        assert await up(zygote) != pid
+
+
+async def test_every_answer_of_the_zygote_puts_off_what_it_still_owes() -> None:
+    async with running_zygote() as zygote, a_worker(zygote):
+        line = zygote._line
+        assert line is not None
+        async with asyncio.timeout(SECONDS_MAX) as other:
+            line.deadlines[0] = other
+            await fork_only(zygote)
+            del line.deadlines[0]
+            left = other.when()
+            assert left is not None
+            assert left < asyncio.get_running_loop().time() + ANSWER_SECONDS_MAX
 
 
 def kill_unnoticed(pid: int) -> None:

@@ -400,3 +400,14 @@ async def test_a_new_version_of_the_loop_begins_a_delivery_anew(bus: Bus) -> Non
     assert again.handle.delivery == first.handle.delivery
     assert (again.handle.beginning.loop, again.handle.beginning.seed) == (2, 8)
     assert await bus.value("SELECT count(*) FROM journal WHERE kind = 'beginning'") == 2
+
+
+async def test_a_message_that_nobody_begins_ends_without_its_agent(bus: Bus) -> None:
+    await bus.ask(topic="ops.disk", expires_us=bus.now_us + 100)
+    resumed = await bus.store.apply(resume_due, BUS, ResumeDue())
+    assert resumed.next_due_us == bus.now_us + 100
+    bus.now_us += 100
+    resumed = await bus.store.apply(resume_due, BUS, ResumeDue())
+    assert resumed.next_due_us is None or resumed.next_due_us > bus.now_us
+    assert await bus.value("SELECT state FROM delivery WHERE composing = 0") == "dead"
+    assert await bus.state() == "composing"

@@ -168,6 +168,18 @@ def test_one_that_dies_before_it_is_ready_says_why() -> None:
     assert run(body) == "engine exited with status 1 before it was ready. no GPU"
 
 
+def test_one_that_closes_its_line_before_it_is_ready_and_hangs_is_ended() -> None:
+    async def body() -> str:
+        source = OPEN + "line.close()\ntime.sleep(600)"
+        async with ChildProcess.spawn("hung", python(source), deadlines=AT_ONCE) as child:
+            with pytest.raises(Failure) as caught:
+                await child.wait_ready(30)
+            assert not child.alive
+        return str(caught.value)
+
+    assert run(body) == "hung killed by SIGTERM before it was ready."
+
+
 def test_one_that_never_gets_ready_is_given_up() -> None:
     async def body() -> None:
         with pytest.raises(Failure) as caught:
