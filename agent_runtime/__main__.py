@@ -1,8 +1,9 @@
 """The zygote as a program: `python -m agent_runtime --fd N --descriptors M`.
 
 N is its line to the orchestrator, M a socket over which descriptors come: a worker's socket and its
-log in one datagram, with the token that a `zygote.fork` request then names. It polls two things and
-blocks on nothing else: the line, and a pipe that the kernel writes to when a worker has died.
+log in one datagram, with the token that a `zygote.fork` request then names. It waits for two
+things: the line, and a pipe that the kernel writes to when a worker has died. What it is asked it
+does one after the other; a fork lasts until the worker is sealed.
 """
 
 import argparse
