@@ -25,9 +25,10 @@ def main(folder: Path) -> int:
         print(f"agentd needs Python 3.11 or later; this is {sys.version.split()[0]}.")
         return 1
     began = time.monotonic()
-    print(f"Creating {folder} …", flush=True)
-    venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
+    if not python.exists():
+        print(f"Creating {folder} …", flush=True)
+        venv.create(folder, symlinks=True, with_pip=True)
     wheel = llama_wheel(python)
     print("Installing agentd and its other dependencies …", flush=True)
     pip(python, "install", str(wheel), "--editable", f"{ROOT}[dev]")
