@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final, Literal
 
 from ipc_protocol.aio import Handlers
@@ -35,6 +35,7 @@ from orchestrator.supervision.restart import (
     RestartType,
 )
 from orchestrator.supervision.supervisor import Supervisor
+from orchestrator.waiting import first_of
 from orchestrator.workers import Worker, Zygote, ZygoteDied
 
 log = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ class Driver:
                 await asyncio.sleep(FULL_DISK_SECONDS)
                 continue
             if leased is None:
-                await _first(self._awake.wait(), worker.connection.wait_closed())
+                await first_of(self._awake.wait(), worker.connection.wait_closed())
             else:
                 await self._lane.handle(worker, incarnation, leased)
 
@@ -239,14 +240,3 @@ class Driver:
             BUS,
             RaiseAttention(agent=self.name, question=f"{detail} {RELEASE_QUESTION}"),
         )
-
-
-async def _first(*waits: Awaitable[object]) -> None:
-    """Return when the first of them does; the others are cancelled."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,7 +10,7 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import uvloop
@@ -22,6 +22,7 @@ from orchestrator.gateway.address import Address, AddressError, InternetAddress,
 from orchestrator.gateway.listener import listening
 from orchestrator.gateway.server import Server, serving
 from orchestrator.sockets import ListenError
+from orchestrator.waiting import first_of
 
 EXIT_USAGE: Final = 2
 EXIT_ADDRESS: Final = 3
@@ -39,7 +40,7 @@ async def run(line: socket.socket, address: Address) -> None:
             serving(Server(connection), sock),
         ):
             print(f"listening on {_actual(address, sock)}", file=sys.stderr)
-            await _first_of(connection.wait_closed(), leaving.wait())
+            await first_of(connection.wait_closed(), leaving.wait())
 
 
 def _actual(address: Address, sock: socket.socket) -> Address:
@@ -47,15 +48,6 @@ def _actual(address: Address, sock: socket.socket) -> Address:
     if isinstance(address, InternetAddress):
         return InternetAddress(address.host, sock.getsockname()[1])
     return address
-
-
-async def _first_of(*waits: Coroutine[None, None, object]) -> None:
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
