@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml deploy/install.py
 	@$(PYTHON) deploy/install.py $(VENV)
 	@touch $@
 
-demo: $(INSTALLED)  ## five agents answer three requests on a real model
+demo: $(INSTALLED)  ## seven agents at work on a real model: three requests, and an alert
 	@$(BIN)/python deploy/demo/demo.py
 
 test: check  ## the checks, then every test; pure modules are covered to the last branch

@@ -1,9 +1,9 @@
 """The zygote as a program: `python -m agent_runtime --fd N --descriptors M`.
 
-N is its line to the orchestrator, M a socket over which descriptors come: a worker's socket and its
-log in one datagram, with the token that a `zygote.fork` request then names. It waits for two
-things: the line, and a pipe that the kernel writes to when a worker has died. What it is asked it
-does one after the other; a fork lasts until the worker is sealed.
+N is its line to the orchestrator, M a socket over which descriptors come: a worker's socket, its
+log and those of its role in one datagram, with the token that a `zygote.fork` request then names.
+It waits for two things: the line, and a pipe that the kernel writes to when a worker has died. What
+it is asked it does one after the other; a fork lasts until the worker is sealed.
 """
 
 import argparse
@@ -14,22 +14,27 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
+from agent_runtime.component import library
 from agent_runtime.sandbox import LayerReport as Report
 from agent_runtime.wire import BlockingLine
 from agent_runtime.worker import worker_main
 from agent_runtime.zygote import ForkError, UnknownWorker, WorkerSpec, Zygote
+from ipc_protocol.components import Library
 from ipc_protocol.errors import Failure
 from ipc_protocol.events import CancelReceived, Event, Failed, Hello, Opened, RequestReceived
 from ipc_protocol.frames import typed
 from ipc_protocol.inference import Nothing
 from ipc_protocol.limits import FORK_TOKEN_BYTES
-from ipc_protocol.methods import ZYGOTE_EXITS, ZYGOTE_FORK, ZYGOTE_KILL
+from ipc_protocol.methods import ZYGOTE_EXITS, ZYGOTE_FORK, ZYGOTE_KILL, ZYGOTE_LIBRARY
 from ipc_protocol.values import LayerReport
 from ipc_protocol.work import Fork, Forked, Kill, WatchExits, WorkerExited
+
+DESCRIPTORS_MAX: Final = 4
+"""With one fork: a compiler's socket, its log, the component and the file for the native code."""
 
 
 class Program:
@@ -87,6 +92,9 @@ class Program:
             return self._fork(typed(params, Fork))
         if method == ZYGOTE_KILL.name:
             return self._kill(typed(params, Kill))
+        if method == ZYGOTE_LIBRARY.name:
+            typed(params, Nothing)
+            return Library(settings=library.settings_id())
         if method == ZYGOTE_EXITS.name:
             typed(params, WatchExits)
             self._exits = received.stream
@@ -101,26 +109,35 @@ class Program:
             scratch_bytes_max=fork.scratch_bytes_max,
             uid=fork.uid,
             gid=fork.uid,
+            cpu_seconds_max=fork.cpu_seconds_max,
         )
-        descriptors = self._descriptors_of(fork.token)
+        descriptors = self._descriptors_of(fork)
         try:
-            worker = self._zygote.fork(spec, *descriptors)
+            if fork.role == "compiler":
+                worker = self._zygote.fork_compiler(spec, *descriptors)
+            else:
+                worker = self._zygote.fork(spec, *descriptors)
         except ForkError as error:
             raise _refused(error) from error
         finally:
             _close(descriptors)
         return Forked(pid=worker.pid, layers=[_report(report) for report in worker.reports])
 
-    def _descriptors_of(self, token: int) -> tuple[int, int]:
-        """The socket and the log sent for `token`; those of requests that never came are closed."""
+    def _descriptors_of(self, fork: Fork) -> list[int]:
+        """Those sent for its token; those of requests that never came are closed."""
+        expected = 4 if fork.role == "compiler" else 3 if fork.native else 2
         while True:
-            data, fds, _, _ = socket.recv_fds(self._descriptors, FORK_TOKEN_BYTES, 2)
-            if not data or len(fds) != 2:
+            data, fds, _, _ = socket.recv_fds(self._descriptors, FORK_TOKEN_BYTES, DESCRIPTORS_MAX)
+            if data and int.from_bytes(data, "big") != fork.token:
                 _close(fds)
-                raise Failure("request.invalid", f"No descriptors came for token {token}.")
-            if int.from_bytes(data, "big") == token:
-                return fds[0], fds[1]
+                continue
+            if len(fds) == expected:
+                return fds
             _close(fds)
+            raise Failure(
+                "request.invalid",
+                f"{len(fds)} descriptors came for token {fork.token}, not {expected}.",
+            )
 
     def _kill(self, kill: Kill) -> Nothing:
         with contextlib.suppress(UnknownWorker):  # it died first, and its death is told
@@ -132,7 +149,10 @@ class Program:
             if self._exits is None:
                 continue
             told = WorkerExited(
-                pid=exit_.pid, status=exit_.exit_status, description=exit_.description
+                pid=exit_.pid,
+                status=exit_.exit_status,
+                description=exit_.description,
+                cpu_used_up=exit_.cpu_seconds_max is not None,
             )
             self._line.send(self._line.session.item(self._exits, told))
 
@@ -149,6 +169,8 @@ def _report(report: Report) -> LayerReport:
 
 
 def _refused(error: ForkError) -> Failure:
+    if error.problem is not None:
+        return Failure.of(error.problem)
     return Failure(
         "sandbox.refused",
         f"{error.layer}: {error.message}.",
@@ -183,7 +205,7 @@ def main() -> None:
     with (
         socket.socket(fileno=options.fd) as sock,
         socket.socket(fileno=options.descriptors) as descriptors,
-        Zygote(lambda sock, _: worker_main(sock)) as zygote,
+        Zygote(lambda sock, _, native: worker_main(sock, native)) as zygote,
     ):
         line = BlockingLine(sock, Hello(name="zygote"), initiator=True)
         Program(line, descriptors, zygote).serve(deaths_fd)

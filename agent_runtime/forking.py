@@ -7,7 +7,7 @@ the fork is double:
        │                  └ tells the worker's pid on the status pipe, and exits
        │ adopts the worker (it is a child subreaper), then sends the go byte
        └──────────────────────────────────────────────────────────> worker: asks to die with the
-                                     zygote, the sealed stage, its reports on the status pipe, body
+                     zygote, `load`, the sealed stage, its reports on the status pipe, `run`
 
 The worker asks for its death signal only after the go byte, because the signal belongs to the
 parent that it has at that moment. Its parent lives outside its pid namespace, so `getppid` cannot
@@ -28,7 +28,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import msgspec
 
@@ -42,6 +42,7 @@ from agent_runtime.sandbox import (
     stage_trusted,
     syscalls,
 )
+from ipc_protocol.errors import Failure, Problem
 
 _GO = b"g"
 _LENGTH_BYTES = 4
@@ -53,22 +54,46 @@ class ForkError(Exception):
     """No worker was started, and none is left behind.
 
     `layer` is the layer of the sandbox to blame, or "fork"; `errno` is 0 where no system call was
-    to blame; `reports` are the layers settled before that.
+    to blame; `reports` are the layers settled before that. `problem` is there when it is neither:
+    the body could not load what it was given.
     """
 
     def __init__(
-        self, layer: str, errno: int, message: str, cure: str, reports: tuple[LayerReport, ...] = ()
+        self,
+        layer: str,
+        errno: int,
+        message: str,
+        cure: str,
+        reports: tuple[LayerReport, ...] = (),
+        problem: Problem | None = None,
     ) -> None:
         self.layer = layer
         self.errno = errno
         self.message = message
         self.cure = cure
         self.reports = reports
+        self.problem = problem
         super().__init__(f"{layer}: {message}. {cure}")
 
 
 class ThreadsRunning(RuntimeError):
     """A process with several threads was asked to fork: the program's fault, not the host's."""
+
+
+class Body(Protocol):
+    """What a confined process does, and what it needs for that from before it was confined."""
+
+    def load(self) -> None:
+        """As its own user in its own namespaces, but with the files of the host.
+
+        Raises `Failure` for what cannot be loaded.
+        """
+
+    def start_threads(self) -> None:
+        """Without any privilege; they will be under the same filter."""
+
+    def run(self) -> NoReturn:
+        """Sealed."""
 
 
 class ConfinedProcess(msgspec.Struct, frozen=True):
@@ -94,7 +119,11 @@ class _Refused(msgspec.Struct, frozen=True, tag="refused"):
     reports: tuple[LayerReport, ...] = ()
 
 
-_StatusRecord = _Forked | _Sealed | _Refused
+class _Unloadable(msgspec.Struct, frozen=True, tag="unloadable"):
+    problem: Problem
+
+
+_StatusRecord = _Forked | _Sealed | _Refused | _Unloadable
 _status_decoder: msgspec.msgpack.Decoder[_StatusRecord] = msgspec.msgpack.Decoder(_StatusRecord)
 
 
@@ -102,16 +131,16 @@ def fork_confined(
     name: str,
     confinement: Confinement,
     *,
-    kept_fd: int,
+    kept: tuple[int, ...],
     null_fd: int,
     log_fd: int,
-    body: Callable[[], NoReturn],
+    body: Body,
     seconds_max: float = limits.FORK_SECONDS_MAX,
 ) -> ConfinedProcess:
     """Fork a process that confines itself and then runs `body`; return once it is sealed.
 
-    Of the caller's descriptors it keeps `kept_fd`; its standard input and output are `null_fd`, its
-    standard error `log_fd`. Raises `ForkError`, or `ThreadsRunning`.
+    Of the caller's descriptors it has those of `kept`; its standard input and output are `null_fd`,
+    its standard error `log_fd`. Raises `ForkError`, or `ThreadsRunning`.
     """
     _refuse_threads()
     # A worker whose parent exits becomes ours instead of init's.
@@ -128,8 +157,8 @@ def fork_confined(
         except OSError as error:
             raise _fork_refused(error) from error
         if intermediate == 0:
-            kept = (kept_fd, status_write.fd, go_read.fd)
-            child = _Child(name, confinement, kept, null_fd, log_fd, status_write.fd, go_read.fd)
+            pipes_kept = (status_write.fd, go_read.fd)
+            child = _Child(name, confinement, (*kept, *pipes_kept), null_fd, log_fd, *pipes_kept)
             _run_intermediate(child, body)
         status_write.close()
         go_read.close()
@@ -280,6 +309,9 @@ def _wait_sealed(status: _StatusReader) -> tuple[LayerReport, ...]:
 def _as_error(record: _StatusRecord) -> ForkError:
     if isinstance(record, _Refused):
         return ForkError(record.layer, record.errno, record.message, record.cure, record.reports)
+    if isinstance(record, _Unloadable):
+        problem = record.problem
+        return ForkError("load", 0, problem.message, problem.cure, problem=problem)
     return _SilentDeath(f"the worker sent {type(record).__name__} out of turn")
 
 
@@ -296,7 +328,7 @@ class _Child(msgspec.Struct, frozen=True):
     go_fd: int
 
 
-def _run_intermediate(child: _Child, body: Callable[[], NoReturn]) -> NoReturn:
+def _run_intermediate(child: _Child, body: Body) -> NoReturn:
     try:
         _forget_parent_state()
         trusted = stage_trusted(child.confinement, child.kept, child.null_fd, child.log_fd)
@@ -309,27 +341,26 @@ def _run_intermediate(child: _Child, body: Callable[[], NoReturn]) -> NoReturn:
     os._exit(0)
 
 
-def _run_worker(
-    child: _Child, trusted: tuple[LayerReport, ...], body: Callable[[], NoReturn]
-) -> NoReturn:
+def _run_worker(child: _Child, trusted: tuple[LayerReport, ...], body: Body) -> NoReturn:
     try:
         _wait_go(child.go_fd)
         syscalls.set_process_name(child.name)
         # Inherited state would make all workers draw the same numbers.
         random.seed()
-        reports = stage_sealed(child.confinement, trusted)
+        body.load()
+        reports = stage_sealed(child.confinement, trusted, body.start_threads)
         _send(child.status_fd, _Sealed(reports))
         os.close(child.status_fd)
     except BaseException as error:  # noqa: BLE001 (a child must never return into the zygote's code)
         _send_refusal(child.status_fd, error)
         os._exit(_EXIT_NOT_STARTED)
-    _run_body(body)
+    _run_body(body.run)
 
 
-def _run_body(body: Callable[[], NoReturn]) -> NoReturn:
+def _run_body(run: Callable[[], NoReturn]) -> NoReturn:
     exit_status = _EXIT_UNCAUGHT
     try:
-        body()
+        run()
     except SystemExit as leaving:
         if leaving.code is None or isinstance(leaving.code, int):
             exit_status = leaving.code or 0
@@ -375,9 +406,12 @@ def _send(fd: int, record: _StatusRecord) -> None:
 
 
 def _send_refusal(fd: int, error: BaseException) -> None:
+    record: _StatusRecord
     if isinstance(error, SandboxRefusal):
         failure = error.failure
         record = _Refused(failure.layer, failure.errno, failure.detail, failure.cure, error.reports)
+    elif isinstance(error, Failure):
+        record = _Unloadable(error.problem)
     else:
         number = error.errno or 0 if isinstance(error, OSError) else 0
         record = _Refused("fork", number, f"{type(error).__name__}: {error}", CURE_UNKNOWN)

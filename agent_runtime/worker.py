@@ -1,11 +1,13 @@
 """The sealed worker: it is told who it is, handles one delivery at a time, and asks for effects.
 
-A thin shell around the loop. It blocks on one socket and has no other reach: no file, no clock, no
-thread. Everything is imported before it is sealed, so nothing may be imported later.
+A thin shell around the loop, and around the component of an agent that has one. It blocks on one
+socket and has no other reach: no file, no clock. Everything is imported before it is sealed, so
+nothing may be imported later.
 
 While it waits for an effect it hears what else comes: a withdrawal of the delivery drops it, other
 requests wait their turn. Whoever holds the other end of the line decides about its life: when the
-line ends, so does the worker, with status 0; a defect of its own ends it with status 1.
+line ends, so does the worker, with status 0; a defect of its own ends it with status 1. So does a
+trap of its component, whose memory is lost with it: the worker says what happened, and goes.
 """
 
 import socket
@@ -15,8 +17,12 @@ from collections import deque
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
+from agent_runtime.component.host import Host
+from agent_runtime.component.native import Native
 from agent_runtime.loop import LOOP_VERSION, advance, start
+from agent_runtime.loop.consulting import Consult, Consulted
 from agent_runtime.wire import END_OF_LINE, BlockingLine
 from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.events import (
@@ -29,15 +35,18 @@ from ipc_protocol.events import (
     ResultReceived,
 )
 from ipc_protocol.frames import typed
-from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE, WORKER_START, Method
+from ipc_protocol.inference import Nothing
+from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE, WORKER_START, WORKER_STOP, Method
 from ipc_protocol.work import (
     AgentProfile,
     Completion,
+    ComponentStart,
     Effect,
     EffectRequest,
     EffectResult,
     Handle,
     WorkerReady,
+    WorkerStart,
 )
 
 HELLO: Final = Hello(name="worker")
@@ -63,17 +72,22 @@ class _Dropped(Exception):
 class Worker:
     """One agent at the accepting end of its line."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, native: Native | None = None) -> None:
         self._line = BlockingLine(sock, HELLO, initiator=False)
+        self._native = native
         self._profile: AgentProfile | None = None
+        self._component: ComponentStart | None = None
+        self._host: Host | None = None
         self._arrived: deque[Event] = deque()  # bound: the events of one read
         self._waiting: deque[RequestReceived] = deque()  # bound: the hello's `streams_max`
+        self._stopped = False
 
     def run(self) -> int:
-        """Serve until the line ends. Returns the exit status."""
+        """Serve until the line ends, or the component is of no more use. Returns the status."""
         try:
-            while True:
+            while not self._stopped:
                 self._serve(self._next_request())
+            return 1 if self._host is not None and self._host.dead else 0
         except _Hangup as hangup:
             if hangup.problem is None:
                 return 0
@@ -119,19 +133,53 @@ class Worker:
             self._line.send(session.error(received.stream, dropped.problem))
         else:
             self._line.send(session.result(received.stream, answer))
+        if self._host is not None and self._host.dead:
+            self._stopped = True
 
-    def _answer(self, received: RequestReceived) -> WorkerReady | Completion:
+    def _answer(self, received: RequestReceived) -> WorkerReady | Completion | Nothing:
         method = received.request.method
         if method == WORKER_START.name:
-            self._profile = _params(received, WORKER_START).profile
-            return WorkerReady(loop=LOOP_VERSION)
+            return self._start(_params(received, WORKER_START))
         if method == WORKER_HANDLE.name:
             return self._handle(received.stream, _params(received, WORKER_HANDLE))
+        if method == WORKER_STOP.name:
+            self._stopped = True
+            if self._host is not None:
+                self._host.shutdown()
+            return Nothing()
         raise _dropped(
             "request.unknown-method",
             f"There is no method {method!r} on this line.",
-            f"It serves {WORKER_START.name} and {WORKER_HANDLE.name}.",
+            f"It serves {WORKER_START.name}, {WORKER_HANDLE.name} and {WORKER_STOP.name}.",
         )
+
+    def _start(self, start: WorkerStart) -> WorkerReady:
+        self._profile, self._component = start.profile, start.component
+        host = self._instantiated(start.profile)
+        if host is None:
+            return WorkerReady(loop=LOOP_VERSION)
+        return WorkerReady(loop=LOOP_VERSION, world=host.shape.world, inert=host.inert)
+
+    def _instantiated(self, profile: AgentProfile) -> Host | None:
+        """The component's host, made where there is none. Raises `_Dropped`."""
+        if self._host is None and self._component is not None:
+            if self._native is None:
+                raise _dropped(
+                    "request.invalid",
+                    "This worker was forked without the native code of a component.",
+                    "Fork it with `native`.",
+                )
+            try:
+                host = Host(self._native, self._component, profile, sys.stderr)
+                self._host = host
+                host.init()
+            except Failure as failure:
+                raise _Dropped(failure.problem) from failure
+        return self._host
+
+    def interrupted(self) -> None:
+        """The component was left in the middle of a call, and cannot be entered again."""
+        self._host = None
 
     def _handle(self, stream: int, handle: Handle) -> Completion:
         if self._profile is None:
@@ -140,13 +188,10 @@ class Worker:
                 "This worker does not know yet which agent it is.",
                 f"Send {WORKER_START.name} first.",
             )
-        state, outcome = start(self._profile, handle)
-        while not isinstance(outcome, Completion):
-            request = EffectRequest(delivery=handle.delivery, step=state.effects, effect=outcome)
-            state, outcome = advance(state, self._have_done(stream, request))
-        return outcome
+        host = self._instantiated(self._profile)
+        return _Run(self, stream, handle).through(self._profile, host)
 
-    def _have_done(self, stream: int, request: EffectRequest) -> EffectResult:
+    def have_done(self, stream: int, request: EffectRequest) -> EffectResult:
         """Ask for one effect and wait for it. Raises `_Dropped` when the delivery is withdrawn."""
         session = self._line.session
         if not session.may_request:
@@ -165,6 +210,44 @@ class Worker:
                     raise _Dropped(CANCELLED)
                 case _:
                     self._set_aside(event)
+
+
+class _Run:
+    """One delivery in the loop's hands. Counts its effects, whoever asks for them."""
+
+    def __init__(self, worker: Worker, stream: int, handle: Handle) -> None:
+        self._worker = worker
+        self._stream = stream
+        self._handle = handle
+        self._step = 0
+
+    def through(self, profile: AgentProfile, host: Host | None) -> Completion:
+        """From the first effect to the completion. Raises `_Dropped`."""
+        consultable = frozenset() if host is None else host.consultable
+        state, outcome = start(profile, self._handle, consultable)
+        while not isinstance(outcome, Completion):
+            answer: EffectResult | Consulted
+            if isinstance(outcome, Consult):
+                assert host is not None
+                answer = self._consult(host, outcome)
+            else:
+                answer = self._ask(outcome)
+            state, outcome = advance(state, answer)
+        return outcome if host is None else replace(outcome, usage=host.usage())
+
+    def _ask(self, effect: Effect) -> EffectResult:
+        self._step += 1
+        request = EffectRequest(delivery=self._handle.delivery, step=self._step, effect=effect)
+        return self._worker.have_done(self._stream, request)
+
+    def _consult(self, host: Host, consult: Consult) -> Consulted:
+        try:
+            return host.consult(consult, self._handle, self._ask)
+        except Failure as failure:
+            raise _Dropped(failure.problem) from failure
+        except _Dropped:
+            self._worker.interrupted()
+            raise
 
 
 def _dropped(code: str, message: str, cure: str = "") -> _Dropped:
@@ -189,10 +272,10 @@ def _result(value: dict[str, Any], effect: Effect) -> EffectResult:
     return result
 
 
-def worker_main(sock: socket.socket) -> NoReturn:
+def worker_main(sock: socket.socket, native: Native | None = None) -> NoReturn:
     """The life of a worker on its inherited socket. Ends the process."""
     try:
-        status = Worker(sock).run()
+        status = Worker(sock, native).run()
     except Exception:  # noqa: BLE001 (a defect is shown, and ends this worker alone)
         traceback.print_exc()
         status = 1

@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
+from ipc_protocol.errors import Problem
 from ipc_protocol.inference import EngineStatus
-from ipc_protocol.values import Count, Id, LayerReport, Message, Priority
-from ipc_protocol.work import Memory
+from ipc_protocol.values import Count, Id, LayerReport, Message, Priority, TimeUs
+from ipc_protocol.work import Effect, EffectResult, Handle, Memory, WorkerStart
 
 ConversationState = Literal["open", "composing", "answered"]
 
@@ -67,6 +68,27 @@ class Happening(Message, frozen=True):
     lost: int = 0
 
 
+class OnProbation(Message, frozen=True):
+    """How far a new version is, and what it has to reach."""
+
+    since_us: int
+    handled: int
+    messages: int
+    us: int
+
+
+class AgentComponent(Message, frozen=True):
+    """The component that an agent runs instead of the loop of its model, or beside it."""
+
+    sha256: str
+    number: int = 0
+    """Of the version; 0 until it is installed."""
+    world: str = ""
+    """Empty until its worker is up."""
+    inert: list[str] = []
+    probation: OnProbation | None = None
+
+
 class AgentStatus(Message, frozen=True):
     name: str
     role: str
@@ -82,6 +104,9 @@ class AgentStatus(Message, frozen=True):
     phase: str = ""
     detail: str = ""
     sandbox: list[LayerReport] = []
+    component: AgentComponent | None = None
+    problem: Problem | None = None
+    """Why its component cannot be run."""
 
 
 class Agents(Message, frozen=True):
@@ -118,6 +143,19 @@ class Status(Message, frozen=True):
     dead_letters: int
 
 
+class Trap(Message, frozen=True):
+    """A component was lost while it handled a delivery."""
+
+    code: str
+    message: str
+    at_us: int
+    backtrace: str = ""
+    fuel: int | None = None
+    """Used by the call, where that is known."""
+    component: str = ""
+    """Its SHA-256."""
+
+
 class JournalStep(Message, frozen=True):
     step: int
     kind: str
@@ -146,6 +184,7 @@ class TracedDelivery(Message, frozen=True):
     done_us: int | None
     steps: list[JournalStep]
     memories: list[Memory]
+    traps: list[Trap] = []
 
 
 class TracedMessage(Message, frozen=True):
@@ -241,3 +280,145 @@ class Exposition(Message, frozen=True):
 class Health(Message, frozen=True):
     healthy: bool
     detail: str = ""
+
+
+# ---- Agents that come, change and go -------------------------------------------------------------
+
+
+class ComponentPiece(Message, frozen=True):
+    """A piece of a component, at most 1 MiB. Without `data` it only asks how far the upload is."""
+
+    sha256: str
+    """Of the whole."""
+    offset: Count
+    data: bytes
+    total_bytes: Count
+
+
+class ComponentReceived(Message, frozen=True):
+    """`received_bytes` is the offset of the next piece; with all of them the component is kept."""
+
+    received_bytes: int
+    complete: bool
+
+
+class AgentVersion(Message, frozen=True):
+    """One component that an agent ran, runs, or was to run."""
+
+    number: int
+    sha256: str
+    size_bytes: int
+    world: str
+    source: Literal["configuration", "upgrade", "rollback"]
+    state: Literal["candidate", "active", "retired", "rolled-back", "refused"]
+    installed_by: str
+    installed_us: int
+    activated_us: int | None = None
+    """When it was given the messages."""
+    settled_us: int | None = None
+    """When its probation was over."""
+    ended_us: int | None = None
+    reason: str = ""
+    """Why it ended."""
+
+
+class OfOneAgent(Message, frozen=True):
+    agent: str
+
+
+class AgentVersions(Message, frozen=True):
+    """The newest first."""
+
+    agent: str
+    versions: list[AgentVersion]
+    probation: OnProbation | None = None
+    """Of the active one."""
+
+
+class UpgradeAgent(Message, frozen=True):
+    """Let a component that was uploaded take over, on probation."""
+
+    agent: str
+    sha256: str
+    messages: Count = 20
+    us: TimeUs = 60_000_000
+
+
+class RollBackAgent(Message, frozen=True):
+    """Let an earlier version take over; without `to` the one before."""
+
+    agent: str
+    to: Count | None = None
+
+
+class AgentChange(Message, frozen=True):
+    """How far the change of an agent is. `done` is a fraction, where one is known."""
+
+    stage: Literal["check", "compile", "start", "hand-over", "drain", "remove"]
+    detail: str = ""
+    done: float | None = None
+
+
+class AgentUpgraded(Message, frozen=True):
+    """The version that has the agent's messages from now on, and the one that had them before."""
+
+    agent: str
+    version: AgentVersion
+    before: AgentVersion | None = None
+    probation: OnProbation | None = None
+
+
+class AddAgent(Message, frozen=True):
+    """Add the agent of a file such as those of `agents.d`.
+
+    The files that it names belong to whoever asks, so what is in them comes along: by the names
+    that stand in the file, the contents, and the SHA-256 of a component that was uploaded.
+    """
+
+    file: str
+    """Where it lies, for what is said about it."""
+    text: str
+    contents: dict[str, bytes] = {}
+    components: dict[str, str] = {}
+
+
+class AgentAdded(Message, frozen=True):
+    agent: str
+    file: str
+    """The daemon's own file of it, which it loads at each start."""
+    warnings: list[str] = []
+
+
+class AgentRetired(Message, frozen=True):
+    agent: str
+    parked: int
+    """Deliveries that wait for something else than the agent, and will for its return."""
+    removed_file: str | None = None
+    """The daemon's own file of it."""
+
+
+# ---- A delivery, to be repeated elsewhere --------------------------------------------------------
+
+
+class OfDelivery(Message, frozen=True):
+    delivery: Id
+
+
+class JournaledEffect(Message, frozen=True):
+    """What a delivery asked for at a step of its present run, and what it was answered."""
+
+    step: Count
+    effect: Effect
+    result: EffectResult
+
+
+class DeliveryRecord(Message, frozen=True):
+    """Whose it is, how its worker is started now, and what that was handed.
+
+    The component that the run began with is `handle.beginning.component`.
+    """
+
+    agent: str
+    state: str
+    start: WorkerStart
+    handle: Handle

@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from ipc_protocol import control, inference, work
+from ipc_protocol import components, control, inference, work
 from ipc_protocol.inference import Nothing
 from ipc_protocol.values import Receipt
 
@@ -47,12 +47,19 @@ ZYGOTE_KILL = Method[work.Kill, Nothing, Nothing]("zygote.kill", work.Kill, Noth
 ZYGOTE_EXITS = Method[work.WatchExits, Nothing, work.WorkerExited](
     "zygote.exits", work.WatchExits, Nothing, work.WorkerExited
 )
+ZYGOTE_LIBRARY = Method[Nothing, components.Library, Nothing](
+    "zygote.library", Nothing, components.Library
+)
 
 WORKER_START = Method[work.WorkerStart, work.WorkerReady, Nothing](
     "worker.start", work.WorkerStart, work.WorkerReady
 )
 WORKER_HANDLE = Method[work.Handle, work.Completion, Nothing](
     "worker.handle", work.Handle, work.Completion
+)
+WORKER_STOP = Method[Nothing, Nothing, Nothing]("worker.stop", Nothing, Nothing)
+COMPILER_COMPILE = Method[components.Compile, components.Compiled, Nothing](
+    "compiler.compile", components.Compile, components.Compiled
 )
 WORK_EFFECT = Method[work.EffectRequest, work.EffectResult, Nothing](
     "work.effect", work.EffectRequest, work.EffectResult
@@ -87,6 +94,27 @@ ATTENTION_LIST = Method[control.AttentionQuery, control.AttentionRequests, Nothi
 ATTENTION_ANSWER = Method[control.AttentionAnswer, Nothing, Nothing](
     "ctl.attention.answer", control.AttentionAnswer, Nothing
 )
+COMPONENT_UPLOAD = Method[control.ComponentPiece, control.ComponentReceived, Nothing](
+    "ctl.component.upload", control.ComponentPiece, control.ComponentReceived
+)
+AGENTS_HISTORY = Method[control.OfOneAgent, control.AgentVersions, Nothing](
+    "ctl.agents.history", control.OfOneAgent, control.AgentVersions
+)
+AGENTS_UPGRADE = Method[control.UpgradeAgent, control.AgentUpgraded, control.AgentChange](
+    "ctl.agents.upgrade", control.UpgradeAgent, control.AgentUpgraded, control.AgentChange
+)
+AGENTS_ROLLBACK = Method[control.RollBackAgent, control.AgentUpgraded, control.AgentChange](
+    "ctl.agents.rollback", control.RollBackAgent, control.AgentUpgraded, control.AgentChange
+)
+AGENTS_ADD = Method[control.AddAgent, control.AgentAdded, control.AgentChange](
+    "ctl.agents.add", control.AddAgent, control.AgentAdded, control.AgentChange
+)
+AGENTS_RETIRE = Method[control.OfOneAgent, control.AgentRetired, control.AgentChange](
+    "ctl.agents.retire", control.OfOneAgent, control.AgentRetired, control.AgentChange
+)
+DELIVERY = Method[control.OfDelivery, control.DeliveryRecord, control.JournaledEffect](
+    "ctl.delivery", control.OfDelivery, control.DeliveryRecord, control.JournaledEffect
+)
 
 LINES: Final[dict[str, tuple[Method[Any, Any, Any], ...]]] = {
     "control": (
@@ -102,11 +130,19 @@ LINES: Final[dict[str, tuple[Method[Any, Any, Any], ...]]] = {
         TASKS,
         ATTENTION_LIST,
         ATTENTION_ANSWER,
+        COMPONENT_UPLOAD,
+        AGENTS_HISTORY,
+        AGENTS_UPGRADE,
+        AGENTS_ROLLBACK,
+        AGENTS_ADD,
+        AGENTS_RETIRE,
+        DELIVERY,
     ),
     "gateway": (METRICS, HEALTH),
     "engine": (ENGINE_START, ENGINE_STATUS, ENGINE_GENERATE, ENGINE_SCORE, ENGINE_EMBED),
-    "zygote": (ZYGOTE_FORK, ZYGOTE_KILL, ZYGOTE_EXITS),
-    "worker": (WORKER_START, WORKER_HANDLE),
+    "zygote": (ZYGOTE_FORK, ZYGOTE_KILL, ZYGOTE_EXITS, ZYGOTE_LIBRARY),
+    "worker": (WORKER_START, WORKER_HANDLE, WORKER_STOP),
+    "compiler": (COMPILER_COMPILE,),
     "work": (WORK_EFFECT,),
 }
 """What is served on each line: control, gateway and work by the orchestrator."""

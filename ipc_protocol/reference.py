@@ -39,6 +39,7 @@ SERVED_BY: Final = {
     "engine": "Served by an engine process, for the daemon.",
     "zygote": "Served by the zygote, for the daemon.",
     "worker": "Served by a worker, for the daemon.",
+    "compiler": "Served by a compiler, for the daemon.",
     "work": "Served by the daemon, for a worker that holds a delivery.",
 }
 

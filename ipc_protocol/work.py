@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from ipc_protocol.errors import Problem
 from ipc_protocol.inference import ChatMessage, Sampling
 from ipc_protocol.values import Count, Envelope, Id, LayerReport, Message, Priority, TimeUs
 
@@ -19,18 +20,25 @@ Phase = Literal["triage", "act", "reflect", "compose"]
 
 
 class Fork(Message, frozen=True):
-    """Fork a confined worker.
+    """Fork a confined process.
 
-    Its end of a socket pair was sent before (SCM_RIGHTS), over the zygote's socket for descriptors,
-    with `token` as 8 bytes, big-endian.
+    Its descriptors were sent before (SCM_RIGHTS), over the zygote's socket for descriptors, with
+    `token` as 8 bytes, big-endian: its end of a socket pair, its log, and then those of its role.
+    A *worker* may have one more, the native code of its component, which it maps before it is
+    sealed. A *compiler* has two: the component, to be read, and an empty file for the native code.
     """
 
     token: int
     agent: str
+    """Whose worker it is, or what the compiler calls the component; for its name and its log."""
     sandbox: Literal["strict", "standard", "off"]
     uid: int | None
     memory_bytes_max: int
     scratch_bytes_max: int
+    role: Literal["worker", "compiler"] = "worker"
+    native: bool = False
+    """A worker's third descriptor is there."""
+    cpu_seconds_max: int | None = None
 
 
 class Forked(Message, frozen=True):
@@ -54,6 +62,8 @@ class WorkerExited(Message, frozen=True):
     """The exit status, or None after a signal."""
     description: str
     """For people: *exited with status 1*, *killed by SIGKILL*."""
+    cpu_used_up: bool = False
+    """It was killed for having used up its `cpu_seconds_max`."""
 
 
 # ---- Who a worker is ----------------------------------------------------------------------------
@@ -93,14 +103,40 @@ class AgentProfile(Message, frozen=True):
     """How much the model's calibrated preference counts beside the screening in triage."""
 
 
+class ComponentStart(Message, frozen=True):
+    """How the component that was mapped at the fork is run. Sizes are bytes."""
+
+    sha256: str
+    """Of the component, in hexadecimal."""
+    config: bytes
+    """For `init`."""
+    grants: list[str]
+    """Interfaces of `agent-net:core` that the configuration grants by name, such as *state*."""
+    types: bytes = b""
+    """`ComponentShape.types`; empty to have them read from the component."""
+    strict_imports: bool = False
+    preopen_scratch: bool = False
+    fuel: int = 2_000_000_000
+    """For each call: one instruction of Wasm costs about one."""
+    call_us: int = 10_000_000
+    """How long one call may take, with what it waits for left out."""
+    memory_bytes: int = 128 * 1024 * 1024
+    table_elements: int = 100_000
+
+
 class WorkerStart(Message, frozen=True):
     profile: AgentProfile
+    component: ComponentStart | None = None
 
 
 class WorkerReady(Message, frozen=True):
     """The loop is up. `loop` is its version, which a delivery keeps through all its attempts."""
 
     loop: int
+    world: str = ""
+    """The world of the component, such as *agent@0.2.0*; empty for a worker that has none."""
+    inert: list[str] = []
+    """Imports that were linked to nothing."""
 
 
 # ---- One delivery -------------------------------------------------------------------------------
@@ -161,6 +197,8 @@ class Beginning(Message, frozen=True):
     seed: int
     loop: int
     prompts: dict[str, str]
+    component: str = ""
+    """The SHA-256 of the component that the run began with, or empty."""
     evidence: Evidence | None = None
     must_take: bool = False
     """Nobody else took the message, or it was delegated: it may not be ignored or passed on."""
@@ -220,7 +258,29 @@ class Note(Message, tag="note", frozen=True):
     data: dict[str, Any] = {}
 
 
-Effect = Infer | Weigh | Recall | UseTool | Note
+class Offer(Message, tag="offer", frozen=True):
+    """Ask whether a message of this size could be published now. Nothing is published."""
+
+    topic: str
+    payload_bytes: Count
+    correlation: str = ""
+    """Empty, or that of the message in hand; nothing else can be joined."""
+
+
+class ReadState(Message, tag="read-state", frozen=True):
+    key: str
+
+
+class ListTasks(Message, tag="list-tasks", frozen=True):
+    """The agent's tasks that are not done or dropped."""
+
+
+class EmitHealth(Message, tag="emit-health", frozen=True):
+    condition: Literal["healthy", "degraded", "overloaded"]
+    detail: str
+
+
+Effect = Infer | Weigh | Recall | UseTool | Note | Offer | ReadState | ListTasks | EmitHealth
 
 
 class EffectRequest(Message, frozen=True):
@@ -265,6 +325,27 @@ class Noted(Message, tag="noted", frozen=True):
     pass
 
 
+class Offered(Message, tag="offered", frozen=True):
+    """`problem` is None where the bus would take it; else a problem of `bus.*`."""
+
+    problem: Problem | None = None
+
+
+class StateValue(Message, tag="state-value", frozen=True):
+    value: bytes | None
+
+
+class Task(Message, frozen=True):
+    id: int
+    title: str
+    state: Literal["open", "doing", "done", "dropped"]
+    note: str
+
+
+class TaskList(Message, tag="task-list", frozen=True):
+    tasks: list[Task]
+
+
 class Refused(Message, tag="refused", frozen=True):
     """The effect could not be had; journaled, so a replay sees the same refusal."""
 
@@ -272,7 +353,9 @@ class Refused(Message, tag="refused", frozen=True):
     message: str
 
 
-EffectResult = Inferred | Weighed | Recalled | ToolResult | Noted | Refused
+EffectResult = (
+    Inferred | Weighed | Recalled | ToolResult | Noted | Offered | StateValue | TaskList | Refused
+)
 
 
 # ---- The completion -----------------------------------------------------------------------------
@@ -296,11 +379,28 @@ class TaskChange(Message, tag="task", frozen=True):
 Staged = Outgoing | TaskChange
 
 
+class StateChange(Message, frozen=True):
+    """Set `key` of the agent's own state, or delete it (`value` None)."""
+
+    key: str
+    value: bytes | None
+
+
 class MemoryEntry(Message, frozen=True):
     text: str
     outcome: Literal["success", "partial", "failure"]
     lesson: str
     importance: float
+
+
+class Usage(Message, frozen=True):
+    """What the calls of a component cost that led to a completion."""
+
+    fuel: int
+    call_us: int
+    """In the component's own code; what it waited for is left out."""
+    memory_bytes_peak: int
+    """What its worker's memory grew by at the most, since the component was instantiated."""
 
 
 Outcome = Literal["acted", "delegated", "ignored", "deferred", "composed", "failed"]
@@ -314,8 +414,12 @@ class Completion(Message, frozen=True):
     outputs: list[Outgoing] = []
     tasks: list[TaskChange] = []
     memories: list[MemoryEntry] = []
+    state: list[StateChange] = []
+    """In their order; the last change of a key holds."""
     until_us: TimeUs | None = None
     """When a deferred delivery is due again."""
+    usage: Usage | None = None
+    """None where no component was called."""
 
 
 def effect_key(effect: Effect) -> bytes:

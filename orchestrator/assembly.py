@@ -9,17 +9,26 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import msgspec
+
 from inference_client.models import Registry
+from ipc_protocol.aio import Handlers
 from ipc_protocol.inference import EngineStart
+from ipc_protocol.methods import WORK_EFFECT
 from ipc_protocol.work import AgentProfile, Fork
 from orchestrator import prompts
 from orchestrator.bus import topics
 from orchestrator.bus.registration import Registration
+from orchestrator.components.cache import NativeCache
+from orchestrator.components.compiling import Compiler, Confinement
+from orchestrator.components.files import ComponentFiles
+from orchestrator.components.versions import ComponentVersions, Keeping
 from orchestrator.config.installed import embedding_file, model_file
 from orchestrator.config.types import AgentConfig, Config
 from orchestrator.driver import Driver
 from orchestrator.effects import Effects
 from orchestrator.engines import EmbeddingEngine, LanguageEngine
+from orchestrator.incarnations import Incarnations
 from orchestrator.lane import Lane
 from orchestrator.metrics import Metrics
 from orchestrator.preferences import Preferences
@@ -34,6 +43,17 @@ WORKER_UID_MIN: Final = 61_184
 """The first of the user ids that systemd keeps for services without a name (61184 to 65519): no
 file of the host belongs to them. Used where the daemon is root; else workers have its own id."""
 
+WORKERS_MAX: Final = 4096
+"""Agents at once: as many of these user ids as they may take, with all others left over."""
+
+COMPILER_NUMBER: Final = WORKERS_MAX
+"""Compilers share the id behind those of all workers."""
+
+assert WORKER_UID_MIN + COMPILER_NUMBER <= 65_519
+
+COMPONENTS_FOLDER: Final = "components"
+"""Within the state folder."""
+
 
 def registration(agent: AgentConfig) -> Registration:
     """The agent as the bus knows it."""
@@ -45,6 +65,8 @@ def registration(agent: AgentConfig) -> Registration:
         delegates=agent.delegate,
         inbox=agent.limits.inbox,
         priority=agent.priority,
+        screened=agent.screened,
+        state_max=agent.limits.state_bytes,
     )
 
 
@@ -76,30 +98,73 @@ def embedding_engine(
     return EmbeddingEngine(start, clock_us, metrics.program_restarted)
 
 
-def drivers(
-    config: Config,
-    store: Store,
-    zygote: Zygote,
-    languages: Mapping[str, LanguageEngine],
-    embedding: EmbeddingEngine,
-    metrics: Metrics,
-    clock_us: Callable[[], int],
-) -> dict[str, Driver]:
-    """A driver for each agent, in the order of the configuration."""
-    reader = store.reader("effects")
-    preferences = {
-        name: Preferences(engine, duties(config), metrics) for name, engine in languages.items()
-    }
-    made = {}
-    for index, agent in enumerate(config.agents.values()):
+def keeping(config: Config, zygote: Zygote, metrics: Metrics) -> Keeping:
+    """Where the components of agents are kept and compiled, below the state folder."""
+    folder = config.daemon.state / COMPONENTS_FOLDER
+    files = ComponentFiles(folder)
+    cache = NativeCache(folder, metrics.cache_refused)
+    compiler = Compiler(
+        zygote,
+        files,
+        cache,
+        Confinement(sandbox=config.daemon.sandbox, uid=_uid(COMPILER_NUMBER)),
+        metrics.compiled,
+    )
+    return Keeping(files, cache, compiler)
+
+
+class Assembler:
+    """Makes the driver of an agent, at the start or later."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        zygote: Zygote,
+        languages: Mapping[str, LanguageEngine],
+        embedding: EmbeddingEngine,
+        keeping: Keeping,
+        metrics: Metrics,
+        clock_us: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._zygote = zygote
+        self._languages = languages
+        self._embedding = embedding
+        self._keeping = keeping
+        self._metrics = metrics
+        self._clock_us = clock_us
+        self._reader = store.reader("effects")
+        self._agents = config.agents
+        self._preferences = {
+            name: Preferences(engine, duties(config), metrics) for name, engine in languages.items()
+        }
+
+    def know(self, agents: Mapping[str, AgentConfig]) -> None:
+        """These are the agents from now on: whose duties are asked about, and who may be delegated
+        to by workers that start later."""
+        self._agents = dict(agents)
+        joined = msgspec.structs.replace(self._config, agents=self._agents)
+        for preferences in self._preferences.values():
+            preferences.know(duties(joined))
+
+    def profile(self, agent: AgentConfig) -> AgentProfile:
+        """What the agent's own process is told about it now."""
+        return profile(agent, self._config, self._agents)
+
+    def driver(self, agent: AgentConfig, number: int) -> Driver:
+        """The driver of one agent. `number` is that of no other agent: it makes a user id."""
+        config, store, metrics, clock_us = self._config, self._store, self._metrics, self._clock_us
+        needs_model = agent.needs_model
         effects = Effects(
             agent,
             store=store,
-            reader=reader,
-            language=languages[agent.model],
-            preferences=preferences[agent.model],
-            preference_weight=config.models[agent.model].preference_weight,
-            embedding=embedding,
+            reader=self._reader,
+            language=self._languages[agent.model] if needs_model else None,
+            preferences=self._preferences[agent.model] if needs_model else None,
+            preference_weight=preference_weight(agent, config),
+            embedding=self._embedding,
             tools=_tools(agent, config),
             metrics=metrics,
             clock_us=clock_us,
@@ -108,23 +173,40 @@ def drivers(
             agent.name,
             store=store,
             effects=effects,
-            embedding=embedding,
+            embedding=self._embedding,
             metrics=metrics,
             clock_us=clock_us,
         )
-        made[agent.name] = Driver(
+        versions = None
+        if agent.component is not None:
+            versions = ComponentVersions(agent, self._keeping, store, self._reader)
+        incarnations = Incarnations(
+            agent.name,
+            _fork(agent, config, number),
+            lambda: self.profile(agent),
+            versions,
+            Handlers().add(WORK_EFFECT, lane.on_effect),
+            store=store,
+            zygote=self._zygote,
+            metrics=metrics,
+            clock_us=clock_us,
+        )
+        return Driver(
             agent,
-            profile(agent, config),
             prompts.load(agent.name, config.prompts),
-            _fork(agent, config, index),
             lane,
             effects,
+            incarnations,
+            versions,
             store=store,
-            zygote=zygote,
             metrics=metrics,
             clock_us=clock_us,
         )
-    return made
+
+
+def preference_weight(agent: AgentConfig, config: Config) -> float:
+    """What its model's preference counts; nothing, where it has no model."""
+    return config.models[agent.model].preference_weight if agent.needs_model else 0.0
 
 
 def duties(config: Config) -> dict[str, list[str]]:
@@ -144,20 +226,20 @@ def grants(agent: AgentConfig) -> Grants:
     )
 
 
-def profile(agent: AgentConfig, config: Config) -> AgentProfile:
-    """What the agent's own process is told about it."""
+def profile(agent: AgentConfig, config: Config, agents: Mapping[str, AgentConfig]) -> AgentProfile:
+    """What the agent's own process is told about it. `agents` are those there are now."""
     return AgentProfile(
         name=agent.name,
         role=agent.role,
         identity=agent.identity,
         duties=agent.duties,
-        delegates={name: config.agents[name].identity for name in agent.delegate},
+        delegates={name: agents[name].identity for name in agent.delegate if name in agents},
         tools=CATALOGUE.describe(grants(agent)),
         publishes=agent.publishes,
         steps_max=agent.limits.steps,
         tokens_max=agent.limits.tokens,
         sampling=agent.sampling,
-        preference_weight=config.models[agent.model].preference_weight,
+        preference_weight=preference_weight(agent, config),
     )
 
 
@@ -178,8 +260,12 @@ def _tools(agent: AgentConfig, config: Config) -> Callable[[Effects], ToolContex
     )
 
 
-def _fork(agent: AgentConfig, config: Config, index: int) -> Callable[[int], Fork]:
-    uid = WORKER_UID_MIN + index if os.geteuid() == 0 else None
+def _uid(number: int) -> int | None:
+    return WORKER_UID_MIN + number if os.geteuid() == 0 else None
+
+
+def _fork(agent: AgentConfig, config: Config, number: int) -> Callable[[int], Fork]:
+    uid = _uid(number)
     return lambda token: Fork(
         token=token,
         agent=agent.name,

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final
 
 import uvloop
@@ -30,15 +30,21 @@ from orchestrator.bus.leasing import ReleaseLeases, ResumeDue, release_leases, r
 from orchestrator.bus.observations import HealthEvent, report_health
 from orchestrator.bus.registration import RegisterAgents, register_agents
 from orchestrator.bus.routing import BUS
+from orchestrator.components.upgrading import Upgrading
+from orchestrator.components.versions import Keeping, in_use
 from orchestrator.config.types import Config
+from orchestrator.control.changing import Changing
+from orchestrator.control.deliveries import Deliveries
 from orchestrator.control.server import listening, serve_control
 from orchestrator.control.service import Service
 from orchestrator.control.views import Counts, Views
 from orchestrator.driver import Driver
 from orchestrator.engines import EmbeddingEngine, Engine, LanguageEngine
+from orchestrator.enrolment import Enrolment
 from orchestrator.gateway_process import Gateway
 from orchestrator.logs import configure_logging
 from orchestrator.metrics import Metrics
+from orchestrator.roster import Roster
 from orchestrator.screener import Screener
 from orchestrator.sockets import ListenError
 from orchestrator.store.audit import first_broken
@@ -85,7 +91,7 @@ class Daemon:
         zygote: Zygote,
         languages: dict[str, LanguageEngine],
         embedding: EmbeddingEngine,
-        drivers: dict[str, Driver],
+        drivers: Mapping[str, Driver],
     ) -> None:
         self._config = config
         self._store = store
@@ -166,7 +172,14 @@ class Daemon:
 
     # -- the tasks
 
-    async def run(self, screener: Screener, listener: socket.socket, handlers: Handlers) -> None:
+    async def run(
+        self,
+        roster: Roster,
+        enrolment: Enrolment,
+        screener: Screener,
+        listener: socket.socket,
+        handlers: Handlers,
+    ) -> None:
         """Until `Stopping`, or until something fails for good."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._stop_on_signal())
@@ -178,8 +191,8 @@ class Daemon:
                 tasks.create_task(engine.run())
             tasks.create_task(self._zygote.run())
             tasks.create_task(screener.run())
-            for driver in self._drivers.values():
-                tasks.create_task(driver.run())
+            tasks.create_task(roster.run())
+            tasks.create_task(enrolment.run())
             if self._config.gateway.listen:
                 gateway = Gateway(
                     self._config, self.gateway_handlers(), clock_us, self._metrics.program_restarted
@@ -271,19 +284,20 @@ def _answers(engine: control.EngineSummary) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def opened(config: Config, metrics: Metrics) -> AsyncIterator[Store]:
-    """The store of this instance, with the agents of the configuration and no leases."""
+async def opened(config: Config, metrics: Metrics) -> AsyncIterator[tuple[Store, list[str]]]:
+    """The store of this instance, with the agents of the configuration and no leases; and those of
+    them that the operator has retired."""
     store = await Store.open(
         config.daemon.state / "agentd.db", clock_us=clock_us, on_commit=metrics.committed
     )
     try:
         registrations = [assembly.registration(agent) for agent in config.agents.values()]
-        await store.apply(register_agents, BUS, RegisterAgents(agents=registrations))
+        registered = await store.apply(register_agents, BUS, RegisterAgents(agents=registrations))
         released = await store.apply(release_leases, BUS, ReleaseLeases())
         if released:
             log.info("%d deliveries go on from their journals", released)
         await _check_audit(store)
-        yield store
+        yield store, registered.withheld
     finally:
         await store.close()
 
@@ -300,27 +314,55 @@ async def _check_audit(store: Store) -> None:
 
 async def _run(config: Config, listener: socket.socket) -> None:
     metrics = Metrics(VERSION, CATALOGUE.names, agents_max=config.gateway.agents_max)
-    async with opened(config, metrics) as store:
+    async with opened(config, metrics) as (store, withheld):
+        agents = [agent for name, agent in config.agents.items() if name not in withheld]
         views = Views(store.reader("control"))
         zygote = Zygote(clock_us, metrics.program_restarted)
         languages = assembly.language_engines(config, clock_us, metrics)
         embedding = assembly.embedding_engine(config, clock_us, metrics)
-        drivers = assembly.drivers(config, store, zygote, languages, embedding, metrics, clock_us)
-        for name, answer in (await views.quarantines()).items():
-            if answer is None and name in drivers:
-                drivers[name].hold()
-        daemon = Daemon(config, store, views, metrics, zygote, languages, embedding, drivers)
-        screener = Screener(
-            list(config.agents.values()),
-            config.screening.ignores,
-            store,
-            store.reader("screening"),
-            embedding,
+        keeping = assembly.keeping(config, zygote, metrics)
+        await _remove_unused_components(config, keeping, views)
+        assembler = assembly.Assembler(
+            config, store, zygote, languages, embedding, keeping, metrics, clock_us
         )
+        screener = Screener(
+            agents, config.screening.ignores, store, store.reader("screening"), embedding
+        )
+        roster = Roster(assembler.driver, (assembler.know, screener.know), agents)
+        for name, answer in (await views.quarantines()).items():
+            if answer is None and name in roster:
+                roster[name].hold()
+        enrolment = Enrolment(
+            config,
+            roster,
+            keeping,
+            store=store,
+            reader=store.reader("enrolment"),
+            views=views,
+            metrics=metrics,
+        )
+        await enrolment.resume(withheld)
+        daemon = Daemon(config, store, views, metrics, zygote, languages, embedding, roster)
         service = Service(
             daemon, store, views, metrics, config.conversation.time_to_live_us, clock_us
         )
-        await daemon.run(screener, listener, service.handlers())
+        upgrading = Upgrading(roster, keeping.files, store, views)
+        handlers = Changing(upgrading, enrolment).add_to(service.handlers())
+        deliveries = Deliveries(store.reader("deliveries"), roster, assembler.profile)
+        handlers = deliveries.add_to(handlers)
+        await daemon.run(roster, enrolment, screener, listener, handlers)
+
+
+async def _remove_unused_components(config: Config, keeping: Keeping, views: Views) -> None:
+    """Those that no version of an agent needs, and no file names."""
+    used = in_use(await views.versions())
+    for agent in config.agents.values():
+        if agent.component is not None:
+            used.add(agent.component.stem)
+    removed = await asyncio.to_thread(keeping.files.remove_unused, used)
+    removed += await asyncio.to_thread(keeping.cache.remove_unused, used)
+    if removed:
+        log.info("%d components that nobody uses were removed", len(set(removed)))
 
 
 def run(config: Config) -> int:

@@ -1,7 +1,17 @@
 """The driver of one agent: keeps a confined worker alive, and leases it one delivery at a time.
 
-It decides nothing about messages (the bus does), about restarts (`supervision.restart` does) or
-about a delivery in work (`lane` does).
+It decides nothing about messages (the bus does), about restarts (`supervision.restart` does), about
+a delivery in work (`lane` does), or about how good a new version is (`components.probation` does).
+
+Theory of operation. The worker of a new version is begun beside the one that works, and waits. When
+the lane is between two deliveries it takes over: from then on all leases are its own, and the other
+one is asked to stop. What is queued does not notice, since the subscription is the agent's and not
+the worker's. A version that is sent back from its probation is stopped, and a worker of the version
+before it is begun; the delivery in hand goes back to the queue, and its run begins anew.
+
+A component that cannot be had at all (its file, its world, its grants) is no death of a worker, so
+nothing is tried again: the agent is in quarantine until another version comes, or the daemon is
+started with another configuration.
 """
 
 import asyncio
@@ -11,19 +21,34 @@ import secrets
 from collections.abc import Callable
 from typing import Final, Literal
 
-from ipc_protocol.aio import Handlers
-from ipc_protocol.control import AgentStatus
-from ipc_protocol.errors import Failure
-from ipc_protocol.methods import WORK_EFFECT, WORKER_START
+import msgspec
+
+from ipc_protocol.control import AgentComponent, AgentStatus, OnProbation
+from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.values import LayerReport
-from ipc_protocol.work import AgentProfile, Fork, WorkerStart
 from orchestrator.bus.attention import RaiseAttention, raise_attention
-from orchestrator.bus.leasing import Lease, Leased, ReleaseLeases, lease_next, release_leases
-from orchestrator.bus.observations import HealthEvent, Span, record_span, report_health
+from orchestrator.bus.leasing import Lease, Leased, lease_next
+from orchestrator.bus.observations import HealthEvent, report_health
 from orchestrator.bus.routing import BUS
+from orchestrator.bus.versions import Version
+from orchestrator.components.compiling import Progress
+from orchestrator.components.probation import (
+    Degraded,
+    Event,
+    Failed,
+    HandedOver,
+    Handled,
+    Probation,
+    Superseded,
+    Terms,
+    TimePassed,
+    observe,
+)
+from orchestrator.components.versions import Change, ComponentVersions
 from orchestrator.config.types import AgentConfig
 from orchestrator.effects import Effects
-from orchestrator.lane import Lane
+from orchestrator.incarnations import Incarnation, Incarnations
+from orchestrator.lane import Ending, Lane
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
 from orchestrator.supervision.child import ChildState
@@ -36,7 +61,7 @@ from orchestrator.supervision.restart import (
 )
 from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.waiting import first_of
-from orchestrator.workers import Worker, Zygote, ZygoteDied
+from orchestrator.workers import ZygoteDied
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +70,26 @@ FULL_DISK_SECONDS: Final = 1.0
 
 SEED_BITS: Final = 63
 """A seed is an integer of the store."""
+
+ZYGOTE_DEATHS_MAX: Final = 3
+"""Under one start of a successor. Something else is wrong after that."""
+
+LEAVING: Final = "retired, and finishes what it has"
+
+UNUSABLE: Final = frozenset(
+    {
+        "component.malformed",
+        "component.feature",
+        "component.world",
+        "component.version",
+        "component.import",
+        "component.grant",
+        "component.strict-imports",
+        "component.compile",
+        "component.unknown",
+    }
+)
+"""What is wrong with a component itself. To try it again would find the same."""
 
 AgentState = Literal["starting", "idle", "busy", "backoff", "quarantined", "stopped"]
 
@@ -58,20 +103,27 @@ _STATES: Final[dict[ChildState, AgentState]] = {
 }
 
 
+class _Succession(msgspec.Struct):
+    """A worker that is up, and waits until the lane is between two deliveries."""
+
+    incarnation: Incarnation
+    change: Change
+    taken: "asyncio.Future[Version]"
+
+
 class Driver:
     """Drives one agent. `run` supervises; `wake` says that there may be work; the rest is read."""
 
     def __init__(
         self,
         config: AgentConfig,
-        profile: AgentProfile,
         prompts: dict[str, str],
-        fork: Callable[[int], Fork],
         lane: Lane,
         effects: Effects,
+        incarnations: Incarnations,
+        versions: ComponentVersions | None,
         *,
         store: Store,
-        zygote: Zygote,
         metrics: Metrics,
         clock_us: Callable[[], int],
     ) -> None:
@@ -79,30 +131,57 @@ class Driver:
         self.name = config.name
         self.effects = effects
         self.layers: list[LayerReport] = []
-        self.pid: int | None = None
-        self._profile = profile
+        self.version: Version | None = None
+        """What is run, of an agent with a component; None until that is known."""
+        self.leaving = False
+        """It is retired, and only finishes what it has."""
+        self.problem: Problem | None = None
+        """Why that cannot be run."""
+        self.versions = versions
         self._prompts = prompts
-        self._fork = fork
         self._lane = lane
+        self._incarnations = incarnations
         self._store = store
-        self._zygote = zygote
         self._metrics = metrics
         self._clock_us = clock_us
         policy = RestartPolicy(type=RestartType(config.restart))
         self._supervisor = Supervisor(
             f"worker/{self.name}", policy, clock_us, self._raise_quarantine
         )
-        self._loop = 0
-        self._unreturned: str | None = None
-        """An incarnation whose lease could not be given back."""
+        self._incarnation: Incarnation | None = None
+        self._before: Version | None = None
+        """What works again if the version on probation does not do."""
+        self._probation: Probation | None = None
+        self._succession: _Succession | None = None
+        self._called = asyncio.Event()
+        """There is a succession."""
+        self._handling = False
         self._awake = asyncio.Event()
-        self._handlers = Handlers().add(WORK_EFFECT, lane.on_effect)
 
     # -- for reading
 
     @property
     def state(self) -> AgentState:
-        return "busy" if self._lane.delivery is not None else _STATES[self._supervisor.state]
+        if self._lane.delivery is not None:
+            return "busy"
+        return "quarantined" if self.problem is not None else _STATES[self._supervisor.state]
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._incarnation is None else self._incarnation.worker.pid
+
+    @property
+    def probation(self) -> OnProbation | None:
+        """How far the version is that works."""
+        probation = self._probation
+        if probation is None:
+            return None
+        return OnProbation(
+            since_us=probation.since_us,
+            handled=probation.handled,
+            messages=probation.terms.messages,
+            us=probation.terms.us,
+        )
 
     def status(self, pending: int, parked: int, done: int, memories: int) -> AgentStatus:
         """How the agent is, with the numbers that only the store knows."""
@@ -119,8 +198,26 @@ class Driver:
             pid=self.pid,
             delivery=self._lane.delivery,
             phase=self._lane.phase,
-            detail=self._supervisor.detail,
+            detail=self._detail(),
             sandbox=self.layers,
+            component=self._component(),
+            problem=self.problem,
+        )
+
+    def _detail(self) -> str:
+        leaving = LEAVING if self.leaving else ""
+        return ", ".join(filter(None, (leaving, self._supervisor.detail)))
+
+    def _component(self) -> AgentComponent | None:
+        if self.version is None:
+            return None
+        ready = None if self._incarnation is None else self._incarnation.ready
+        return AgentComponent(
+            sha256=self.version.sha256,
+            number=self.version.number,
+            world=self.version.world if ready is None else ready.world,
+            inert=[] if ready is None else ready.inert,
+            probation=self.probation,
         )
 
     def wake(self) -> None:
@@ -135,64 +232,229 @@ class Driver:
         """Let it out of quarantine."""
         self._supervisor.release()
 
-    # -- one life of the worker
+    # -- one version after the other
+
+    async def succeed(self, sha256: str, change: Change, on_start: Callable[[], None]) -> Version:
+        """Begin a worker of another component and let it take over. Returns the new version.
+
+        `on_start` is called when it is up. Raises `Failure` when it does not come to that; then
+        nothing has changed. One at a time.
+        """
+        assert self.versions is not None and self._succession is None
+        incarnation = await self._begin_successor(sha256)
+        on_start()
+        taken: asyncio.Future[Version] = asyncio.get_running_loop().create_future()
+        succession = self._succession = _Succession(incarnation, change, taken)
+        self._called.set()
+        self.wake()
+        self.release()
+        try:
+            await first_of(asyncio.shield(taken), incarnation.worker.connection.wait_closed())
+        finally:
+            words = await self._withdraw(succession)
+        if words is not None:
+            raise Failure(
+                "component.trapped",
+                f"The worker of the new version ended ({words}) before it could take over.",
+                "Look into the log for what it said.",
+            )
+        return await taken
+
+    async def _begin_successor(self, sha256: str) -> Incarnation:
+        for _ in range(ZYGOTE_DEATHS_MAX):
+            with contextlib.suppress(ZygoteDied):
+                return await self._incarnations.begin(sha256)
+        raise Failure(
+            "component.init",
+            f"The zygote died {ZYGOTE_DEATHS_MAX} times while the new version started.",
+            "Look into the log for why, and try again.",
+        )
+
+    async def _withdraw(self, succession: _Succession) -> str | None:
+        """Take back one that has not taken over: how its worker ended. Else None."""
+        if self._succession is not succession:
+            return None
+        self._succession = None
+        self._called.clear()
+        _, words = await self._incarnations.end(succession.incarnation, in_order=True)
+        return words
+
+    async def _hand_over(self, succession: _Succession) -> Incarnation:
+        """The successor has the lane from now on."""
+        assert self.versions is not None
+        self._succession = None
+        self._called.clear()
+        incarnation, change = succession.incarnation, succession.change
+        try:
+            self.version, self._before = await self.versions.take_over(
+                incarnation.component, change
+            )
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                succession.taken.cancel()
+            else:
+                succession.taken.set_exception(error)
+            await self._incarnations.end(incarnation, in_order=False)
+            raise
+        if self._probation is not None:
+            self._observe(Superseded(self.version.number))
+            self._probation = None
+        if self._before is not None:
+            assert change.terms is not None
+            self._probation = Probation(terms=change.terms)
+            await self._judge(HandedOver())
+        log.info("worker/%s: version %d has taken over", self.name, self.version.number)
+        if change.source == "rollback":
+            self._metrics.rolled_back(self.name)
+        else:
+            self._metrics.upgraded(self.name)
+        succession.taken.set_result(self.version)
+        return incarnation
+
+    def _observe(self, event: Event) -> None:
+        assert self._probation is not None
+        self._probation = observe(self._probation, event, self._clock_us())
+
+    async def _judge(self, event: Event) -> None:
+        """What an event means for the version on probation, if there is one."""
+        if self._probation is None or self._probation.over:
+            return
+        self._observe(event)
+        if self._probation.state == "kept":
+            assert self.versions is not None and self.version is not None
+            log.info("worker/%s: version %d is kept", self.name, self.version.number)
+            await self.versions.settle(self.version)
+            self._probation = self._before = None
+
+    @property
+    def _reverted(self) -> bool:
+        return self._probation is not None and self._probation.state == "reverted"
+
+    async def _revert(self) -> None:
+        """The version before is the agent's again, and whoever operates it hears why."""
+        probation, failed, before = self._probation, self.version, self._before
+        assert self.versions is not None
+        assert probation is not None and failed is not None and before is not None
+        self._probation = self._before = None
+        detail = (
+            f"Version {failed.number} of {self.name} was rolled back to that of version "
+            f"{before.number}, after {probation.handled} messages: {probation.reason}"
+        )
+        log.error("worker/%s: %s", self.name, detail)
+        change = Change(source="rollback", by=BUS, ends="rolled-back", reason=probation.reason)
+        self.version, _ = await self.versions.take_over(before.sha256, change)
+        self._metrics.rolled_back(self.name)
+        event = HealthEvent(
+            kind="rollback",
+            detail=detail,
+            agent=self.name,
+            data={"from": failed.number, "to": self.version.number, "sha256": failed.sha256},
+        )
+        await self._store.apply_when_room(report_health, BUS, event)
+
+    # -- one life after the other
 
     async def run(self) -> None:
-        """Supervise until cancelled, or until the restart type says that it has ended."""
-        await self._supervisor.run(self._live)
+        """Supervise until cancelled. What has ended for good begins again with another version."""
+        async with asyncio.TaskGroup() as self._farewells:
+            while True:
+                await self._supervisor.run(self._live)
+                await self._called.wait()
 
     async def _live(self) -> Died:
         if self._supervisor.restarts:
             self._metrics.worker_restarted(self.name)
-        incarnation, began_us = f"{self.name}.{secrets.token_hex(8)}", self._clock_us()
         try:
-            async with self._zygote.worker(self._fork, self._handlers) as worker:
-                await self._live_as(worker, incarnation)
+            incarnation = await self._next()
+            self._supervisor.ready()
+            while True:
+                died, why = await self._spend(incarnation)
+                if died.own and self._succession is None:
+                    await self._judge(Failed(why))
+                if not self._is_followed:
+                    return died
+                incarnation = await self._next()
+                self._supervisor.detail = ""
         except ZygoteDied as died:
             self._supervisor.detail = str(died)
             return Died(own=False)
-        death = self._bury(worker)
-        await self._write_life(incarnation, began_us)
-        return death
 
-    async def _live_as(self, worker: Worker, incarnation: str) -> None:
-        self.pid, self.layers = worker.pid, worker.layers
-        try:
-            start = WorkerStart(profile=self._profile)
-            self._loop = (await worker.connection.call(WORKER_START, start)).loop
-            self._supervisor.ready()
-            await self._drive(worker, incarnation)
-        except Failure as failure:
-            log.info("worker/%s: %s", self.name, failure)
-        finally:
-            self.pid = None
-            # On a full disk its successor gives it back, or the next start of the daemon.
-            with contextlib.suppress(Failure):
-                await self._give_back(incarnation)
+    @property
+    def _is_followed(self) -> bool:
+        """Another worker comes at once, and it is not the restart policy that says so."""
+        return self._succession is not None or self._reverted
 
-    async def _write_life(self, incarnation: str, began_us: int) -> None:
-        life = Span(
-            name="worker",
-            started_us=began_us,
-            finished_us=max(began_us, self._clock_us()),
-            data={"agent": self.name, "incarnation": incarnation, "end": self._supervisor.detail},
+    async def _next(self) -> Incarnation:
+        """The worker that comes now. Raises `Failure` and `ZygoteDied`."""
+        while True:
+            if self._succession is not None:
+                return await self._hand_over(self._succession)
+            if self._reverted:
+                await self._revert()
+            try:
+                return await self._begin()
+            except Failure as failure:
+                await self._judge(Failed(failure.problem.message))
+                if self._reverted:
+                    continue
+                if failure.code not in UNUSABLE:
+                    raise
+                await self._refuse(failure)
+
+    async def _begin(self) -> Incarnation:
+        if self.versions is None:
+            return await self._incarnations.begin("")
+        if self.version is None:
+            self.version, self._before = await self.versions.opening(self._tell_progress)
+            if self._before is not None:
+                # The daemon was stopped during its probation, which begins anew.
+                self._probation = Probation(terms=Terms())
+                self._observe(HandedOver())
+        return await self._incarnations.begin(self.version.sha256, self._tell_progress)
+
+    def _tell_progress(self, progress: Progress) -> None:
+        self._supervisor.detail = (
+            f"compiling, {progress.elapsed_s:.0f} s of about {progress.expected_s:.0f} s"
+            if progress.expected_s
+            else "waiting for a compiler"
         )
-        with contextlib.suppress(Failure):  # a full disk has no room for what can be missed
-            await self._store.apply(record_span, BUS, life)
 
-    def _bury(self, worker: Worker) -> Died:
-        self._metrics.worker_died(self.name)
-        if not worker.exited.done():
-            self._supervisor.detail = "it was killed, and no notice of its death came"
-            return Died()
-        exit_ = worker.exited.result()
-        self._supervisor.detail = exit_.description
-        log.warning("worker/%s %s", self.name, exit_.description)
-        return Died(orderly=exit_.orderly, own=exit_.own)
+    async def _spend(self, incarnation: Incarnation) -> tuple[Died, str]:
+        """From here to the worker's end, and why it ended. What is to follow it may begin before
+        that."""
+        self._incarnation, self.layers = incarnation, incarnation.worker.layers
+        cause: Failure | None = None
+        in_order = bool(incarnation.component)
+        self._handling = False
+        try:
+            await self._drive(incarnation)
+        except Failure as failure:
+            cause, in_order = failure, False
+            log.info("worker/%s: %s", self.name, failure)
+        except BaseException:
+            await self._incarnations.end(incarnation, in_order=in_order and not self._handling)
+            raise
+        finally:
+            self._incarnation = None
+        if self._succession is not None:
+            self._farewells.create_task(self._incarnations.end(incarnation, in_order=in_order))
+            return Died(orderly=True), ""
+        died, words = await self._incarnations.end(incarnation, in_order=in_order)
+        if not self._is_followed:
+            log.warning("worker/%s %s", self.name, words)
+        if cause is not None and cause.code.startswith("component."):
+            self._supervisor.detail = str(cause)
+            return died, cause.problem.message
+        self._supervisor.detail = words
+        return died, f"Its worker ended ({words})."
 
-    async def _drive(self, worker: Worker, incarnation: str) -> None:
-        """Lease and handle until the worker is gone. Raises `Failure` when it goes."""
-        while not worker.connection.closed:
+    async def _drive(self, incarnation: Incarnation) -> None:
+        """Lease and handle until the worker is gone, or another is to follow it.
+
+        Raises `Failure` when it goes with a delivery in its hands.
+        """
+        worker = incarnation.worker
+        while not worker.connection.closed and not self._is_followed:
             self._awake.clear()
             try:
                 leased = await self._lease(incarnation)
@@ -203,27 +465,56 @@ class Driver:
                 await asyncio.sleep(FULL_DISK_SECONDS)
                 continue
             if leased is None:
-                await first_of(self._awake.wait(), worker.connection.wait_closed())
+                await self._idle(incarnation)
             else:
-                await self._lane.handle(worker, incarnation, leased)
+                self._handling, trial = True, self._probation is not None
+                ending = await self._lane.handle(worker, incarnation.name, leased, trial=trial)
+                self._handling = False
+                await self._judge_ending(ending)
 
-    async def _lease(self, incarnation: str) -> Leased | None:
-        if self._unreturned is not None:
-            await self._give_back(self._unreturned)
+    async def _idle(self, incarnation: Incarnation) -> None:
+        """Until there may be work, the worker is gone, or its probation may be over."""
+        due_us = None if self._probation is None else self._probation.due_us
+        seconds = None if due_us is None else max(0, due_us - self._clock_us()) / 1e6
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await first_of(self._awake.wait(), incarnation.worker.connection.wait_closed())
+        await self._judge(TimePassed())
+
+    async def _judge_ending(self, ending: Ending) -> None:
+        if ending.condition is not None:
+            condition = ending.condition
+            assert condition.condition != "healthy"
+            await self._judge(Degraded(condition.condition, condition.detail))
+        elif not ending.left:
+            await self._judge(Handled())
+
+    async def _lease(self, incarnation: Incarnation) -> Leased | None:
+        await self._incarnations.give_back_unreturned()
         request = Lease(
             agent=self.name,
-            incarnation=incarnation,
+            incarnation=incarnation.name,
             seed=secrets.randbits(SEED_BITS),
-            loop=self._loop,
+            loop=incarnation.ready.loop,
             prompts=self._prompts,
+            component=incarnation.component,
         )
         return await self._store.apply(lease_next, BUS, request)
 
-    async def _give_back(self, incarnation: str) -> None:
-        """What the worker still held goes back, unless its death was counted already."""
-        self._unreturned = incarnation
-        await self._store.apply(release_leases, BUS, ReleaseLeases(incarnation=incarnation))
-        self._unreturned = None
+    async def _refuse(self, failure: Failure) -> None:
+        """Wait until another version comes. Nobody is asked whether to try again: what is wrong
+        stands in the component or in the configuration, and who changes it starts it too."""
+        self._supervisor.detail, self.problem = str(failure), failure.problem
+        log.error("worker/%s: %s", self.name, failure)
+        event = HealthEvent(
+            kind="component",
+            detail=f"{self.name} cannot be run: {failure}",
+            agent=self.name,
+            data={"code": failure.code},
+        )
+        await self._store.apply_when_room(report_health, BUS, event)
+        await self._called.wait()
+        self._supervisor.detail, self.problem = "", None
 
     # -- quarantine
 

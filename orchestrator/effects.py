@@ -18,12 +18,15 @@ from ipc_protocol.work import (
     Effect,
     EffectRequest,
     EffectResult,
+    EmitHealth,
     Evidence,
     Infer,
     Inferred,
+    ListTasks,
     Memory,
     Note,
     Noted,
+    ReadState,
     Recall,
     Recalled,
     Refused,
@@ -35,8 +38,9 @@ from ipc_protocol.work import (
 from orchestrator import verdict
 from orchestrator.budget import Allowance, Spent, over
 from orchestrator.bus.journal import Append, append_journal, read_journal
+from orchestrator.bus.store_effects import PerformInStore, StoreEffect, perform_in_store
 from orchestrator.bus.tasks import tasks_of
-from orchestrator.config.types import AgentConfig
+from orchestrator.config.types import AgentConfig, Interface
 from orchestrator.engines import EmbeddingEngine, LanguageEngine
 from orchestrator.metrics import Metrics
 from orchestrator.preferences import Preferences
@@ -56,7 +60,22 @@ RECALLED_MAX: Final = 8
 
 EFFECT_BYTES_MAX: Final = 256 * 1024
 """One request in the journal: a prompt of 64,000 tokens, or the largest file that can be written
-four times over. With the effects of a delivery that bounds its journal to some MiB."""
+four times over."""
+
+JOURNAL_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Requests and results of one delivery: a state of 16 MiB read twice over, at 4 bytes for 3 in
+JSON. A loop without a component writes a tenth of it."""
+
+
+INTERFACES: Final[dict[type[StoreEffect], Interface]] = {
+    ReadState: "state",
+    ListTasks: "tasks",
+    EmitHealth: "health",
+}
+"""The interface of `agent-net:core` that an effect belongs to."""
+
+OutsideEffect = Infer | Weigh | Recall | UseTool | Note
+"""What the store does not perform itself."""
 
 
 class NeedsAnswer(Exception):
@@ -100,14 +119,15 @@ class Effects:
         *,
         store: Store,
         reader: Reader,
-        language: LanguageEngine,
-        preferences: Preferences,
+        language: LanguageEngine | None,
+        preferences: Preferences | None,
         preference_weight: float,
         embedding: EmbeddingEngine,
         tools: "Callable[[Effects], ToolContext]",
         metrics: Metrics,
         clock_us: Callable[[], int],
     ) -> None:
+        """`language` and `preferences` are None for an agent that needs no model."""
         self._agent = agent
         self._store = store
         self._reader = reader
@@ -119,7 +139,10 @@ class Effects:
         self._metrics = metrics
         self._clock_us = clock_us
         self._allowance = Allowance(
-            steps=agent.limits.steps, tokens=agent.limits.tokens, time_us=agent.limits.time_us
+            steps=agent.limits.steps,
+            tokens=agent.limits.tokens,
+            time_us=agent.limits.time_us,
+            component=agent.component is not None,
         )
 
     async def perform(self, attempt: Attempt, request: EffectRequest) -> EffectResult:
@@ -142,7 +165,21 @@ class Effects:
         return written
 
     async def _perform_anew(self, attempt: Attempt, step: int, effect: Effect) -> EffectResult:
-        self._require_bounds(attempt, effect)
+        request_bytes = self._require_bounds(attempt, effect)
+        if isinstance(effect, StoreEffect):
+            self._require_grant(effect)
+            done = await self._perform_in_store(attempt, step, effect)
+        else:
+            done = await self._perform_outside(attempt, step, effect)
+        attempt.spent = attempt.spent.plus(
+            tool=isinstance(effect, UseTool),
+            tokens=done.tokens,
+            time_us=done.time_us,
+            journal_bytes=request_bytes + len(msgspec.json.encode(done.result)),
+        )
+        return done.result
+
+    async def _perform_outside(self, attempt: Attempt, step: int, effect: OutsideEffect) -> _Done:
         started_us = self._clock_us()
         done = await self._do(attempt, step, effect)
         entry = Append(
@@ -157,13 +194,34 @@ class Effects:
         )
         # What is done has to be written down, however long that takes: else it is done again.
         result = await self._store.apply_when_room(append_journal, self._agent.name, entry)
-        attempt.spent = attempt.spent.plus(
-            tool=isinstance(effect, UseTool), tokens=done.tokens, time_us=done.time_us
-        )
-        return result
+        return msgspec.structs.replace(done, result=result)
 
-    def _require_bounds(self, attempt: Attempt, effect: Effect) -> None:
-        """What is refused is journaled too, so there is an end to refusals and to their size."""
+    async def _perform_in_store(self, attempt: Attempt, step: int, effect: StoreEffect) -> _Done:
+        asked = PerformInStore(
+            delivery=attempt.delivery,
+            incarnation=attempt.incarnation,
+            step=step,
+            effect=effect,
+            started_us=self._clock_us(),
+        )
+        return _Done(await self._store.apply_when_room(perform_in_store, self._agent.name, asked))
+
+    def _require_grant(self, effect: StoreEffect) -> None:
+        """A component that imports what it was not granted is not started, so this is its worker's
+        doing. The bus is everybody's."""
+        interface = INTERFACES.get(type(effect))
+        if interface is not None and interface not in self._agent.imports:
+            raise Failure(
+                "component.grant",
+                f"{self._agent.name} was not granted {interface}.",
+                f"Add {interface!r} to its `imports`.",
+            )
+
+    def _require_bounds(self, attempt: Attempt, effect: Effect) -> int:
+        """What is refused is journaled too, so there is an end to refusals and to their size.
+
+        Returns the size of the request.
+        """
         if attempt.spent.effects >= self._allowance.effects:
             raise Failure(
                 "work.budget",
@@ -176,8 +234,15 @@ class Effects:
                 "request.invalid",
                 f"An effect of {size} bytes is over the limit of {EFFECT_BYTES_MAX}.",
             )
+        if attempt.spent.journal_bytes + size > JOURNAL_BYTES_MAX:
+            raise Failure(
+                "work.budget",
+                f"The journal of the delivery has reached its {JOURNAL_BYTES_MAX} bytes.",
+                "Read and ask for less in one delivery; see the trace.",
+            )
+        return size
 
-    async def _do(self, attempt: Attempt, step: int, effect: Effect) -> _Done:
+    async def _do(self, attempt: Attempt, step: int, effect: OutsideEffect) -> _Done:
         tool, infer = isinstance(effect, UseTool), isinstance(effect, Infer)
         reason = over(attempt.spent, self._allowance, tool=tool, infer=infer)
         if reason is not None:
@@ -191,7 +256,7 @@ class Effects:
                 raise
             return _Done(Refused(code=failure.code, message=str(failure)))
 
-    async def _act(self, attempt: Attempt, step: int, effect: Effect) -> _Done:
+    async def _act(self, attempt: Attempt, step: int, effect: OutsideEffect) -> _Done:
         match effect:
             case Infer():
                 return await self._infer(attempt, effect)
@@ -207,6 +272,12 @@ class Effects:
         assert_never(effect)
 
     async def _infer(self, attempt: Attempt, effect: Infer) -> _Done:
+        if self._language is None:
+            raise Failure(
+                "inference.unavailable",
+                f"{self._agent.name} has no model.",
+                "Configure the `[model.NAME]` that the agent names.",
+            )
         left = self._allowance.tokens - attempt.spent.tokens
         generated = await self._language.generate(
             Generate(
@@ -234,7 +305,7 @@ class Effects:
         if evidence is None:
             raise Failure("request.invalid", "The delivery has no evidence to weigh.")
         preferences: dict[str, float] = {}
-        if self._weight > 0:
+        if self._weight > 0 and self._preferences is not None:
             asked = verdict.options(evidence)
             # Without the model, screening decides alone.
             with contextlib.suppress(Failure):

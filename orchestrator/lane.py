@@ -3,6 +3,9 @@
 A delivery in the worker's hands ends in exactly one of five ways: its completion is applied; an
 effect parks it; the worker dies of it, or hangs; something that passes is in the way, and it is
 tried again; or it is refused for good, as is whatever a worker sends that cannot be applied.
+
+A component that traps, or uses up what one call may have, is the death of its worker: the worker
+says so, and is then of no more use. What it said is kept for the trace.
 """
 
 import asyncio
@@ -21,20 +24,24 @@ from ipc_protocol.work import (
     Effect,
     EffectRequest,
     EffectResult,
+    EmitHealth,
     Infer,
     Note,
     Phase,
     Recall,
+    Refused,
     UseTool,
     Weigh,
 )
 from orchestrator.bus.attention import RequestAttention, request_attention
 from orchestrator.bus.completion import Complete, complete, require_limits
 from orchestrator.bus.leasing import Fail, Leased, Park, fail, park
+from orchestrator.bus.observations import Span, record_span
 from orchestrator.bus.routing import BUS
 from orchestrator.effects import Attempt, Effects, NeedsAnswer
 from orchestrator.engines import EmbeddingEngine
 from orchestrator.metrics import Metrics
+from orchestrator.printable import LINE_BREAKS, printable
 from orchestrator.store.store import Store
 from orchestrator.supervision.hang import WORKER_PATIENCE_US
 from orchestrator.turn import TURN, Turn
@@ -51,20 +58,62 @@ RETRY_US: Final = 1_000_000
 TOOL_SECONDS_MAX: Final = 10.0
 """A tool that has not come to its end by then hangs, as one on a dead network mount may."""
 
+TRAPS: Final = frozenset(
+    {
+        "component.trapped",
+        "component.fuel",
+        "component.deadline",
+        "component.memory",
+        "component.init",
+    }
+)
+"""What a worker answers whose component is lost: its own death, in its own words. A new instance
+that follows one which was left in the middle of a call begins with `init`."""
+
+TRAP_SPAN: Final = "trap"
+"""The name of the span that keeps such an answer beside its delivery."""
+
+BACKTRACE_CHARACTERS_MAX: Final = 8192
+"""A hundred frames of Wasm; of an unbounded recursion the rest says the same again."""
+
 Interruption = Literal["parked", "hung", "withdrawn"]
 """What ends an attempt before the worker has: an effect that waits for a person, a worker that does
 nothing, or one that takes an effect back, which only its own death excuses."""
 
 
+EndingKind = Literal["completed", "parked", "retried", "refused"]
+
+LINE_CODES: Final = "protocol."
+"""How the failures of the line itself begin: they are no answer."""
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How a delivery left the hands of a worker that lives."""
+
+    kind: EndingKind
+    condition: EmitHealth | None = None
+    """What the agent said of itself meanwhile, if that was not good."""
+
+    left: bool = False
+    """The worker was left in the middle of it: what it waited for failed, or will be long."""
+
+
 class _Work(msgspec.Struct):
     """The delivery in the worker's hands."""
 
+    worker: Worker
     leased: Leased
     attempt: Attempt
     interrupted: "asyncio.Future[Interruption]"
     over: asyncio.Event
     """Nobody waits for its effects any more."""
+    began_us: int
     phase_us: int
+    trial: bool = False
+    """The worker is on probation: what it fails at is not held against the delivery."""
+    answered: bool = False
+    """The worker itself has said how it ended."""
+    condition: EmitHealth | None = None
     phase: Phase | None = None
     turn: Turn = "working"
     obstacle: Failure | None = None
@@ -122,8 +171,13 @@ class Lane:
 
     # -- one delivery
 
-    async def handle(self, worker: Worker, incarnation: str, leased: Leased) -> None:
-        """See one delivery to its end. Raises `Failure` when the worker is of no more use."""
+    async def handle(
+        self, worker: Worker, incarnation: str, leased: Leased, *, trial: bool = False
+    ) -> Ending:
+        """See one delivery to its end. Raises `Failure` when the worker is of no more use.
+
+        With `trial`, the worker's death is not held against the delivery.
+        """
         handle, envelope = leased.handle, leased.handle.envelope
         attempt = Attempt(
             delivery=handle.delivery,
@@ -135,46 +189,61 @@ class Lane:
         )
         interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
         now_us = self._clock_us()
-        work = self._work = _Work(leased, attempt, interrupted, asyncio.Event(), phase_us=now_us)
+        work = self._work = _Work(
+            worker,
+            leased,
+            attempt,
+            interrupted,
+            asyncio.Event(),
+            began_us=now_us,
+            phase_us=now_us,
+            trial=trial,
+        )
         self._expect_progress(work)
         try:
-            await self._see_through(worker, work)
+            kind = await self._see_through(work)
+            left = kind == "parked" or work.obstacle is not None
+            return Ending(kind, work.condition, left)
         finally:
             await self._end_turn(work)
             work.over.set()
             self._work = None
 
-    async def _see_through(self, worker: Worker, work: _Work) -> None:
+    async def _see_through(self, work: _Work) -> EndingKind:
         try:
-            completion = await self._completion(worker, work)
+            completion = await self._completion(work)
         except Failure as failure:
             await self._end_turn(work)
-            if worker.connection.closed or work.hung:
-                await self._died(worker, work)
-                raise
             met = work.obstacle
-            await self._refuse_or_retry(work, met or failure, own=met is not None)
-            return
+            if met is None and work.answered and failure.code in TRAPS:
+                await self._trapped(work, failure)
+                raise
+            if not work.answered and (work.worker.connection.closed or work.hung):
+                await self._died(work)
+                raise
+            return await self._refuse_or_retry(work, met or failure, own=met is not None)
         await self._end_turn(work)
         if completion is None:
-            return
+            return "parked"
         try:
             await self._apply(work, completion)
         except Failure as failure:
-            await self._refuse_or_retry(work, failure, own=True)
+            return await self._refuse_or_retry(work, failure, own=True)
         except Exception as error:
             # Whatever a worker sends must not end more than its own delivery.
             log.exception("a completion of %s could not be applied", self._agent)
             refused = Failure("work.refused", f"{type(error).__name__}: {error}.")
-            await self._refuse_or_retry(work, refused, own=True)
+            return await self._refuse_or_retry(work, refused, own=True)
+        return "completed"
 
-    async def _completion(self, worker: Worker, work: _Work) -> Completion | None:
+    async def _completion(self, work: _Work) -> Completion | None:
         """What the worker makes of it; None when it was parked. Raises `Failure`."""
-        call = asyncio.ensure_future(worker.connection.call(WORKER_HANDLE, work.leased.handle))
+        line = work.worker.connection
+        call = asyncio.ensure_future(line.call(WORKER_HANDLE, work.leased.handle))
         try:
             await asyncio.wait((call, work.interrupted), return_when=asyncio.FIRST_COMPLETED)
             if not work.interrupted.done():
-                return call.result()
+                return _answer(work, call)
             why = work.interrupted.result()
             if why == "parked":
                 return None
@@ -216,16 +285,40 @@ class Lane:
 
     # -- when it does not come to a completion
 
-    async def _died(self, worker: Worker, work: _Work) -> None:
+    async def _died(self, work: _Work) -> None:
         """Count the death, if it was the worker's own, and queue the delivery in its place."""
-        own, reason = await _cause_of_death(worker, work)
-        await self._end(work, reason, worker_died=own, final=False)
+        own, reason = await _cause_of_death(work)
+        await self._end(work, reason, worker_died=own and not work.trial, final=False)
 
-    async def _refuse_or_retry(self, work: _Work, failure: Failure, *, own: bool) -> None:
+    async def _trapped(self, work: _Work, failure: Failure) -> None:
+        """The same for a death that the worker explains, with all that it says."""
+        details = failure.problem.details
+        told = printable(str(details.get("backtrace", "")), keep=LINE_BREAKS)
+        backtrace = told[:BACKTRACE_CHARACTERS_MAX]
+        error = printable(str(failure))
+        log.warning("worker/%s: %s %s\n%s", self._agent, failure.code, error, backtrace)
+        self._metrics.component_trapped(self._agent, failure.code)
+        span = Span(
+            name=TRAP_SPAN,
+            delivery=work.attempt.delivery,
+            started_us=work.began_us,
+            finished_us=max(work.began_us, self._clock_us()),
+            data={
+                "code": failure.code,
+                "message": error,
+                "backtrace": backtrace,
+                "fuel": fuel if isinstance(fuel := details.get("fuel"), int) else None,
+                "component": work.leased.handle.beginning.component,
+            },
+        )
+        await self._store.apply_when_room(record_span, BUS, span)
+        await self._end(work, error, worker_died=not work.trial, final=False)
+
+    async def _refuse_or_retry(self, work: _Work, failure: Failure, *, own: bool) -> EndingKind:
         """Park what met an obstacle that passes; give up what can never be."""
         if not (own and failure.code in PASSING):
             await self._end(work, str(failure), worker_died=False, final=True)
-            return
+            return "refused"
         again = Park(
             delivery=work.attempt.delivery,
             incarnation=work.attempt.incarnation,
@@ -235,6 +328,7 @@ class Lane:
         )
         self._metrics.delivery_retried(self._agent)
         await self._store.apply_when_room(park, BUS, again)
+        return "retried"
 
     async def _end(self, work: _Work, error: str, *, worker_died: bool, final: bool) -> None:
         ended = Fail(
@@ -256,7 +350,12 @@ class Lane:
     async def on_effect(self, request: EffectRequest, call: Call) -> EffectResult:
         """Serve `work.effect` on the worker's line: one at a time, while it is its turn."""
         work = self._work
-        if work is None or work.attempt.delivery != request.delivery or work.turn == "ended":
+        if (
+            work is None
+            or call.connection is not work.worker.connection
+            or work.attempt.delivery != request.delivery
+            or work.turn == "ended"
+        ):
             raise Failure(
                 "work.unknown-delivery", f"Delivery {request.delivery} is not in your hands."
             )
@@ -266,7 +365,9 @@ class Lane:
         self._stop_expecting(work)
         self._enter_phase(work, _phase_of(request.effect, work.phase))
         try:
-            return await self._perform(work, request)
+            result = await self._perform(work, request)
+            self._listen(work, request.effect, result)
+            return result
         except asyncio.CancelledError:
             work.interrupt("withdrawn")
             raise
@@ -289,6 +390,11 @@ class Lane:
         except Failure as failure:
             work.obstacle = failure
             raise
+
+    def _listen(self, work: _Work, effect: Effect, result: EffectResult) -> None:
+        """Remember what an agent says of itself that is not good."""
+        if isinstance(effect, EmitHealth) and not isinstance(result, Refused):
+            work.condition = work.condition if effect.condition == "healthy" else effect
 
     async def _ask_person(self, work: _Work, question: NeedsAnswer) -> None:
         await self._store.apply_when_room(
@@ -329,12 +435,22 @@ def _phase_of(effect: Effect, before: Phase | None) -> Phase:
     match effect:
         case Infer(phase=phase) | Weigh(phase=phase) | Recall(phase=phase) | Note(phase=phase):
             return phase
-        case UseTool():
+        case _:
             return before or "act"
 
 
-async def _cause_of_death(worker: Worker, work: _Work) -> tuple[bool, str]:
+def _answer(work: _Work, call: "asyncio.Future[Completion]") -> Completion:
+    """What the worker has answered, which counts even if it went away right after it."""
+    try:
+        return call.result()
+    except Failure as failure:
+        work.answered = not failure.code.startswith(LINE_CODES)
+        raise
+
+
+async def _cause_of_death(work: _Work) -> tuple[bool, str]:
     """Whether it was the worker's own death, and how it came about."""
+    worker = work.worker
     if work.hung:
         return True, "The worker hung."
     await asyncio.wait((worker.exited,), timeout=EXIT_NOTICE_SECONDS_MAX)

@@ -42,6 +42,8 @@ _LIVES: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 600.0, 
 """Deliveries and conversations may be parked until a person answers."""
 _COMMITS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 """An fdatasync takes 0.16 ms on an idle disk."""
+_COMPILATIONS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
+"""From a component of a few kB to the time after which a compiler is killed."""
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -88,6 +90,36 @@ _TABLE: Final = (
     Metric("agentd_agents", "gauge", "Agents by state.", ("state",)),
     Metric("agentd_worker_restarts_total", "counter", "Workers started again.", ("agent",)),
     Metric("agentd_worker_deaths_total", "counter", "Workers that died.", ("agent",)),
+    Metric(
+        "agentd_component_traps_total",
+        "counter",
+        "Components lost while they handled a delivery, by error code.",
+        ("agent", "code"),
+    ),
+    Metric(
+        "agentd_component_upgrades_total",
+        "counter",
+        "Versions that took over from another one.",
+        ("agent",),
+    ),
+    Metric(
+        "agentd_component_rollbacks_total",
+        "counter",
+        "Versions that gave way to the one before them.",
+        ("agent",),
+    ),
+    Metric(
+        "agentd_component_compile_seconds",
+        "histogram",
+        "Duration of a compilation, by result.",
+        ("result",),
+        _COMPILATIONS,
+    ),
+    Metric(
+        "agentd_component_cache_refused_total",
+        "counter",
+        "Native code in the cache that was not the daemon's own, and was removed.",
+    ),
     Metric("agentd_program_restarts_total", "counter", "Programs started again.", ("program",)),
     Metric(
         "agentd_sandbox_layers",
@@ -230,6 +262,34 @@ class Metrics:
 
     def worker_restarted(self, agent: str) -> None:
         self._counter("agentd_worker_restarts_total", self._agent(agent)).inc()
+
+    def component_trapped(self, agent: str, code: str) -> None:
+        name = self._agent(agent)
+        self._counter("agentd_component_traps_total", name, _known(code, CODES)).inc()
+
+    def upgraded(self, agent: str) -> None:
+        self._counter("agentd_component_upgrades_total", self._agent(agent)).inc()
+
+    def rolled_back(self, agent: str) -> None:
+        self._counter("agentd_component_rollbacks_total", self._agent(agent)).inc()
+
+    def compiled(self, seconds: float, result: str) -> None:
+        """`result` is *ok* or an error code."""
+        label = result if result == "ok" else _known(result, CODES)
+        self._histogram("agentd_component_compile_seconds", label).observe(seconds)
+
+    def cache_refused(self) -> None:
+        self._counter("agentd_component_cache_refused_total").inc()
+
+    def agent_gone(self, agent: str) -> None:
+        """Its place among the agents with series of their own is free. What they counted is gone
+        too, as it is after a restart."""
+        if agent not in self._agents:
+            return
+        self._agents.remove(agent)
+        for metric in _TABLE:
+            if "agent" in metric.labels:
+                self._counters[metric.name].remove_by_labels({"agent": agent})
 
     def program_restarted(self, program: str) -> None:
         """`program` is a name of the configuration: *zygote*, *engine/default*."""

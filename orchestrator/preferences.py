@@ -26,7 +26,7 @@ after it with a dot, so that the KV cache keeps a list for each; no agent's name
 
 
 _Key = tuple[str, ...]
-"""The message as a line of a list, and the options that are asked about."""
+"""The message as a line of a list, and the lists that are asked about."""
 
 
 class Preferences:
@@ -37,9 +37,13 @@ class Preferences:
     ) -> None:
         self._language = language
         self._metrics = metrics
-        self._prompts = {option: list_prompt(phrases) for option, phrases in duties.items()}
         self._answers: OrderedDict[_Key, dict[str, float]] = OrderedDict()
         self._under_way: dict[tuple[_Key, Priority], asyncio.Task[dict[str, float]]] = {}
+        self.know(duties)
+
+    def know(self, duties: Mapping[str, Sequence[str]]) -> None:
+        """These are the owners from now on, each with its duties."""
+        self._prompts = {option: list_prompt(phrases) for option, phrases in duties.items()}
 
     async def of(
         self, message: str, options: Sequence[str], priority: Priority
@@ -48,17 +52,19 @@ class Preferences:
 
         Raises the engine's `Failure`; then the next one asks again.
         """
-        known = sorted(option for option in options if option in self._prompts)
-        if not known:
+        asked_about = {
+            option: self._prompts[option] for option in sorted(options) if option in self._prompts
+        }
+        if not asked_about:
             return {}
         item = list_item(message)
-        key = (item, *known)
+        key = (item, *asked_about, *asked_about.values())
         if key in self._answers:
             self._answers.move_to_end(key)
             return self._answers[key]
         asked = self._under_way.get((key, priority))
         if asked is None:
-            asked = asyncio.create_task(self._ask(item, known, priority))
+            asked = asyncio.create_task(self._ask(item, asked_about, priority))
             self._under_way[key, priority] = asked
             asked.add_done_callback(lambda done: self._keep(key, priority, done))
         # Whoever asked first may be cancelled; the others still wait for the answer.
@@ -74,23 +80,25 @@ class Preferences:
         if len(self._answers) > ANSWERS_MAX:
             self._answers.popitem(last=False)
 
-    async def _ask(self, item: str, options: list[str], priority: Priority) -> dict[str, float]:
+    async def _ask(
+        self, item: str, prompts: Mapping[str, str], priority: Priority
+    ) -> dict[str, float]:
         try:
             async with asyncio.TaskGroup() as tasks:
                 asked = {
-                    option: tasks.create_task(self._score(item, option, priority))
-                    for option in options
+                    option: tasks.create_task(self._score(item, option, prompt, priority))
+                    for option, prompt in prompts.items()
                 }
         except ExceptionGroup as group:  # the first failure is the reason
             raise group.exceptions[0] from None
         return {option: task.result() for option, task in asked.items()}
 
-    async def _score(self, item: str, option: str, priority: Priority) -> float:
+    async def _score(self, item: str, option: str, prompt: str, priority: Priority) -> float:
         scored = await self._language.score(
             Score(
                 agent=f"{ASKED_BY}.{option}",
                 priority=priority,
-                prompt=self._prompts[option],
+                prompt=prompt,
                 continuation=item,
             )
         )

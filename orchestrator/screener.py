@@ -11,7 +11,7 @@ Its receivers then settle it by what the model prefers, and one of them has to t
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -63,7 +63,7 @@ class Screener:
         embedding: EmbeddingEngine,
         seconds_max: float = SCREENING_SECONDS_MAX,
     ) -> None:
-        self._agents = [agent for agent in agents if agent.role == "agent"]
+        self._agents = _compared(agents)
         self._ignores = list(ignores)
         self._store = store
         self._reader = reader
@@ -71,21 +71,34 @@ class Screener:
         self._seconds_max = seconds_max
         self._waited_in_vain = False
         self._board: asyncio.Future[Board] = asyncio.get_running_loop().create_future()
+        self._changed = asyncio.Event()
+        self._changed.set()
+
+    def know(self, agents: Mapping[str, AgentConfig]) -> None:
+        """These are the agents from now on. Until their duties are embedded, messages are compared
+        with those before."""
+        self._agents = _compared(agents.values())
+        self._changed.set()
 
     async def run(self) -> None:
         """Screen until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            building = tasks.create_task(self._build_board())
+            building = tasks.create_task(self._build_boards())
             await self._follow()
             building.cancel()
 
-    async def _build_board(self) -> None:
-        """As often as it takes: the engine may be late."""
-        while not self._board.done():
+    async def _build_boards(self) -> None:
+        """Whenever the agents are others, and as often as it takes: the engine may be late."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
             try:
                 board = await build_board(self._agents, self._ignores, self._embedding)
+                if self._board.done():
+                    self._board = asyncio.get_running_loop().create_future()
                 self._board.set_result(board)
             except Failure as failure:
+                self._changed.set()
                 log.error("the duties cannot be embedded: %s", failure)
                 await asyncio.sleep(BOARD_RETRY_SECONDS)
 
@@ -162,6 +175,11 @@ class Screener:
         )
         evidence = {agent: _judged(msgspec.structs.replace(alike, agent=agent)) for agent in known}
         return Screening(message=message.message, evidence=evidence, fallback=fallback)
+
+
+def _compared(agents: Iterable[AgentConfig]) -> list[AgentConfig]:
+    """Those whose duties a message is held against."""
+    return [agent for agent in agents if agent.role == "agent" and agent.screened]
 
 
 def _judged(evidence: Evidence) -> Evidence:

@@ -1,5 +1,7 @@
 """Workers, as the orchestrator sees them: forked by the zygote, talked to over a socket pair each.
 
+A compiler is one of them here, with descriptors of its own and a limit on its CPU time.
+
 `Zygote` keeps one zygote process alive, asks it for workers and hears of their deaths. When the
 zygote dies its workers die with it; that is not their fault, and `Exit.own` or `ZygoteDied` says
 so. Each worker has a log of its own, so that none can speak in the name of another.
@@ -18,12 +20,22 @@ from typing import Any, Final
 import msgspec
 
 from ipc_protocol.aio import Connection, Handlers
+from ipc_protocol.components import Library
 from ipc_protocol.errors import Failure
 from ipc_protocol.events import Hello
+from ipc_protocol.inference import Nothing
 from ipc_protocol.limits import FORK_TOKEN_BYTES
-from ipc_protocol.methods import ZYGOTE_EXITS, ZYGOTE_FORK, ZYGOTE_KILL, Method, P, R
+from ipc_protocol.methods import (
+    ZYGOTE_EXITS,
+    ZYGOTE_FORK,
+    ZYGOTE_KILL,
+    ZYGOTE_LIBRARY,
+    Method,
+    P,
+    R,
+)
 from ipc_protocol.values import LayerReport
-from ipc_protocol.work import Fork, Forked, Kill, WatchExits
+from ipc_protocol.work import Fork, Forked, Kill, WatchExits, WorkerExited
 from orchestrator.supervision.childlog import ChildLog
 from orchestrator.supervision.processes import ChildProcess
 from orchestrator.supervision.restart import Died
@@ -61,9 +73,21 @@ class Exit(msgspec.Struct, frozen=True):
     description: str
     own: bool
     orderly: bool = False
+    by_signal: bool = False
+    cpu_used_up: bool = False
 
 
 WITH_THE_ZYGOTE: Final = Exit("went down with the zygote", own=False)
+
+
+def _own(told: WorkerExited) -> Exit:
+    return Exit(
+        told.description,
+        own=True,
+        orderly=told.status == 0,
+        by_signal=told.status is None,
+        cpu_used_up=told.cpu_used_up,
+    )
 
 
 class Worker(msgspec.Struct):
@@ -163,8 +187,7 @@ class Zygote:
                 async for exit_ in exits:
                     future = line.exits.pop(exit_.pid, None)
                     if future is not None and not future.done():
-                        orderly = exit_.status == 0
-                        future.set_result(Exit(exit_.description, own=True, orderly=orderly))
+                        future.set_result(_own(exit_))
         finally:
             self._up.clear()
             self._line = self.pid = None
@@ -173,14 +196,31 @@ class Zygote:
                 if not future.done():
                     future.set_result(WITH_THE_ZYGOTE)
 
+    async def library(self) -> Library:
+        """What native code has to be good for to be run by the workers of the zygote that is up."""
+        while True:
+            while (line := self._line) is None:
+                await self._up.wait()
+            try:
+                return await line.ask(ZYGOTE_LIBRARY, Nothing())
+            except ZygoteDied:
+                continue
+            except (Failure, ConnectionError) as error:
+                if isinstance(error, Failure) and error.code != "protocol.closed":
+                    raise
+                # Without this the dead one would be asked again, in a circle.
+                await line.over.wait()
+
     @contextlib.asynccontextmanager
     async def worker(
-        self, fork: Callable[[int], Fork], handlers: Handlers
+        self, fork: Callable[[int], Fork], handlers: Handlers, extra: tuple[int, ...] = ()
     ) -> AsyncIterator[Worker]:
         """A sealed worker, from its fork to the notice of its death. Raises `sandbox.refused`.
 
-        `fork` is called with the token that pairs the request with its descriptors. Raises
-        `ZygoteDied` once it is clear that a new zygote is needed, for which the next call waits.
+        `fork` is called with the token that pairs the request with its descriptors. `extra` are
+        those of its role; they stay the caller's, who may close them once this is entered. Raises
+        `ZygoteDied` once it is clear that a new zygote is needed, for which the next call waits,
+        and `component.*` for native code that cannot be loaded.
         """
         request = fork(next(self._tokens))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -188,9 +228,9 @@ class Zygote:
             until_sent.enter_context(theirs)
             log_read, log_write = os.pipe2(os.O_CLOEXEC)
             until_sent.callback(os.close, log_write)
-            worker_log = ChildLog(f"worker/{request.agent}", log_read)
+            worker_log = ChildLog(f"{request.role}/{request.agent}", log_read)
             try:
-                line, forked = await self._fork(request, (theirs.fileno(), log_write))
+                line, forked = await self._fork(request, (theirs.fileno(), log_write, *extra))
                 until_sent.close()
                 async with (
                     _mourned(line, forked.pid) as exited,
@@ -202,7 +242,7 @@ class Zygote:
                 await worker_log.wait_end()
                 await worker_log.close()
 
-    async def _fork(self, request: Fork, descriptors: tuple[int, int]) -> tuple[_Line, Forked]:
+    async def _fork(self, request: Fork, descriptors: tuple[int, ...]) -> tuple[_Line, Forked]:
         """Raises `ZygoteDied`, and `Failure` for what the zygote answers."""
         async with self._forks:
             while (line := self._line) is None:

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+import msgspec
+
 from agent_runtime.loop import act, budget, triage
 from agent_runtime.loop.asking import infer, read_prose, read_text
 from agent_runtime.loop.decisions import (
@@ -142,6 +144,13 @@ def memory_of(state: State) -> MemoryEntry:
     """
     seen = "; ".join(_facts(state)) or shorten(_spoken(state), _SAID_CHARS)
     text = f"{shorten(state.request, _REQUEST_CHARS)} → {shorten(seen, _SEEN_CHARS)}"
+    if state.judgement is not None:
+        return MemoryEntry(
+            text=text,
+            outcome=state.judgement.outcome,
+            lesson=state.judgement.lesson,
+            importance=state.judgement.importance,
+        )
     if state.reflection is None:
         return _plain_memory(state, text)
     return MemoryEntry(
@@ -176,6 +185,8 @@ def _outcomes(state: State) -> list[Success]:
     """What the facts leave open, the likeliest first: a model judges no tool's failure away."""
     if state.composing:
         return ["success", "partial"] if state.answer else ["partial"]
+    if state.handled:
+        return ["success", "partial", "failure"]
     if _is_failed(state):
         return ["failure"]
     if not state.answer or not all(seen.ok for seen in state.observations):
@@ -196,6 +207,14 @@ def _spoken(state: State) -> str:
 
 
 def complete(state: State) -> Completion:
+    """What the loop comes to, with what the component staged on the way."""
+    completion = _completion(state)
+    return msgspec.structs.replace(
+        completion, memories=[*state.noted, *completion.memories], state=list(state.kept)
+    )
+
+
+def _completion(state: State) -> Completion:
     if state.composing:
         return Completion(
             outcome="composed",
@@ -204,14 +223,32 @@ def complete(state: State) -> Completion:
             memories=[memory_of(state)],
         )
     if triage.decision(state).action != "act":
-        return triage.let_go(state)
-    staged = [change for change in state.staged if isinstance(change, Outgoing)]
-    return Completion(
+        return _with_staged(triage.let_go(state), state)
+    if state.handled:
+        remembered = state.judgement is not None or state.reflection is not None
+        acted = Completion(
+            outcome="acted",
+            reason=triage.why(state),
+            memories=[memory_of(state)] if remembered else [],
+        )
+        return _with_staged(acted, state)
+    answered = Completion(
         outcome="failed" if _is_failed(state) else "acted",
         reason=state.trouble or triage.why(state),
-        outputs=[*staged, *_reply(state, act.reply(state))],
-        tasks=[change for change in state.staged if isinstance(change, TaskChange)],
+        outputs=_reply(state, act.reply(state)),
         memories=[memory_of(state)],
+    )
+    return _with_staged(answered, state)
+
+
+def _with_staged(completion: Completion, state: State) -> Completion:
+    """What was staged goes before what the end of the loop adds."""
+    outputs = [change for change in state.staged if isinstance(change, Outgoing)]
+    tasks = [change for change in state.staged if isinstance(change, TaskChange)]
+    return msgspec.structs.replace(
+        completion,
+        outputs=[*outputs, *completion.outputs],
+        tasks=[*tasks, *completion.tasks],
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
+from agent_runtime.loop.consulting import Advice, Consult, Consultable, Judgement
 from agent_runtime.loop.decisions import Reflection, ToolCall, TriageDecision
 from ipc_protocol.work import (
     AgentProfile,
@@ -12,7 +13,9 @@ from ipc_protocol.work import (
     Effect,
     Handle,
     Memory,
+    MemoryEntry,
     Outgoing,
+    StateChange,
     TaskChange,
     Weighed,
 )
@@ -22,16 +25,19 @@ class Step(enum.Enum):
     """Where the loop stands, named after what it waits for."""
 
     BEGIN = "begin"
+    CONSULT_TRIAGE = "consult-triage"
     TRIAGE_RECALL = "triage-recall"
     TRIAGE_WEIGH = "triage-weigh"
     TRIAGE_DECIDE = "triage-decide"
     TRIAGE_NOTE = "triage-note"
+    CONSULT_ACT = "consult-act"
     ACT_RECALL = "act-recall"
     ACT_CHOOSE = "act-choose"
     ACT_WRITE = "act-write"
     ACT_USE = "act-use"
     ACT_ANSWER = "act-answer"
     COMPOSE = "compose"
+    CONSULT_REFLECT = "consult-reflect"
     REFLECT = "reflect"
     DONE = "done"
 
@@ -40,6 +46,11 @@ class Event(enum.Enum):
     """What an effect's result, or the lack of need for it, means."""
 
     ANSWERS_CAME = "answers came"
+    MESSAGE_CAME = "message came"
+    HANDED_OVER = "handed over"
+    ADVISED = "advised"
+    LEFT = "left to the model"
+    HANDLED = "handled"
     SETTLED = "settled"
     DOUBTFUL = "doubtful"
     RECALLED = "recalled"
@@ -68,25 +79,35 @@ class Observation(msgspec.Struct, frozen=True):
 class State(msgspec.Struct, frozen=True):
     profile: AgentProfile
     handle: Handle
+    component: frozenset[Consultable] = frozenset()
+    """The phases in which the agent's component is consulted."""
     step: Step = Step.BEGIN
-    effects: int = 0
-    """The number of the outstanding effect in the delivery's journal; the beginning is 0."""
-    outstanding: Effect | None = None
+    outstanding: Effect | Consult | None = None
     spent_tokens: int = 0
     memories: tuple[Memory, ...] | None = None
     weighed: Weighed | None = None
     decision: TriageDecision | None = None
     """What the model said in triage, if it was asked; `triage.decision` is what holds."""
+    advice: Advice | None = None
+    """What the component said in triage, if it did."""
+    handled: bool = False
+    """The component acted; what it sent is in `staged`."""
     call: ToolCall = ToolCall(tool="")
     """The call that was chosen last."""
     stumbled: bool = False
     """The first question for a call led to none; it was asked again, for the first tool only."""
     observations: tuple[Observation, ...] = ()
     staged: tuple[Outgoing | TaskChange, ...] = ()
+    noted: tuple[MemoryEntry, ...] = ()
+    """Memories of the component's own making."""
+    kept: tuple[StateChange, ...] = ()
+    """Changes of the component's state."""
     answer: str = ""
     trouble: str = ""
     """Why the model did not answer, when it did not."""
     reflection: Reflection | None = None
+    judgement: Judgement | None = None
+    """The component's reflection, instead of the model's."""
 
     def but(self, **changes: Any) -> "State":
         return msgspec.structs.replace(self, **changes)
@@ -121,7 +142,7 @@ JUDGEMENT_WEIGHT_MIN: Final = 0.5
 """A model whose preference counts less than this in triage is not left alone with other choices
 either: it puts no work off, and `guidance` narrows its tools."""
 
-Outcome = tuple[State, Effect | Completion]
+Outcome = tuple[State, Effect | Consult | Completion]
 
 REPLY_TOPIC: Final = "user.reply"
 """Where answers go. Who does not publish on it works in silence."""

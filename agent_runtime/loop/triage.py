@@ -33,9 +33,10 @@ _TEXT_CHARS = 160
 
 
 def begin(state: State) -> Event:
-    if state.composing:
-        return Event.ANSWERS_CAME
+    """Where the evidence leaves the message; without any, a component that acts just gets it."""
     screened = _screened(state)
+    if screened is None and "act" in state.component:
+        return Event.HANDED_OVER
     doubtful = screened is not None and screened.action == "uncertain"
     return Event.DOUBTFUL if doubtful else Event.SETTLED
 
@@ -65,6 +66,11 @@ def verdict(state: State) -> Verdict | None:
 def decision(state: State) -> TriageDecision:
     """The decision that holds: the model's where it was asked and spoke, else the evidence's."""
     priority = state.handle.envelope.priority
+    if state.advice is not None:
+        advice = state.advice
+        return TriageDecision(
+            action=advice.action, to=advice.to, priority=priority, reason=advice.reason
+        )
     if state.decision is not None:
         said = state.decision
         return msgspec.structs.replace(
@@ -231,7 +237,8 @@ def _particulars(state: State, settled: TriageDecision) -> dict[str, Any]:
 def why(state: State) -> str:
     """The reason that is kept: what was measured, or the model's own for what it chose itself."""
     settled, found = decision(state), verdict(state)
-    return settled.reason if found is None or settled.action == "defer" else found.reason
+    own = found is None or state.advice is not None or settled.action == "defer"
+    return settled.reason if own or found is None else found.reason
 
 
 def others_on_it(evidence: Evidence | None, name: str) -> list[str]:
@@ -244,10 +251,16 @@ def let_go(state: State) -> Completion:
     if settled.action == "delegate":
         return _delegated(state, settled)
     if settled.action == "defer":
-        assert settled.until is not None
-        until_us = state.handle.beginning.now_us + DEFERRAL_US[settled.until]
-        return Completion(outcome="deferred", reason=why(state), until_us=until_us)
+        return Completion(outcome="deferred", reason=why(state), until_us=_due_us(state, settled))
     return Completion(outcome="ignored", reason=why(state))
+
+
+def _due_us(state: State, settled: TriageDecision) -> int:
+    now_us = state.handle.beginning.now_us
+    if state.advice is not None and state.advice.defer_us is not None:
+        return now_us + state.advice.defer_us
+    assert settled.until is not None
+    return now_us + DEFERRAL_US[settled.until]
 
 
 def _delegated(state: State, settled: TriageDecision) -> Completion:

@@ -5,6 +5,11 @@ the process is and what it can see. The sealed stage runs in that child, process
 namespace: it takes away what is left. No code of the agent runs before both are through. The order
 within a stage is forced: the uid before the user namespace, the mounts before the capabilities are
 dropped, no-new-privileges before Landlock and seccomp, seccomp last.
+
+A process that needs a second thread starts it within the sealed stage, at the one moment that is
+right: what it must not have belongs to a thread and is inherited by those that it starts
+(capabilities, no-new-privileges, Landlock), so they come before; what forbids starting one comes
+after (the limit on processes, and seccomp, which is loaded for all threads there are).
 """
 
 from collections.abc import Callable, Iterable
@@ -58,6 +63,10 @@ class Confinement(msgspec.Struct, frozen=True):
     gid: int | None
     address_space_bytes_max: int
     scratch_bytes_max: int
+    file_bytes_max: int
+    cpu_seconds_max: int | None = None
+    compiles: bool = False
+    """It may make memory executable that it cannot write."""
 
 
 def stage_trusted(
@@ -81,7 +90,9 @@ def stage_trusted(
 
 
 def stage_sealed(
-    confinement: Confinement, trusted: tuple[LayerReport, ...]
+    confinement: Confinement,
+    trusted: tuple[LayerReport, ...],
+    start_threads: Callable[[], None],
 ) -> tuple[LayerReport, ...]:
     """Take away what is left. Returns both stages' reports; `SandboxRefusal` in strict mode."""
     reports = list(trusted)
@@ -96,17 +107,25 @@ def stage_sealed(
         lambda: _enter_private_root(has_mounts_of_its_own, confinement.scratch_bytes_max),
     )
     scratch = root.SCRATCH if private_root.state == "enforced" else None
+    _settle(reports, mode, privileges.LAYER, privileges.drop_privileges)
+    _settle(reports, mode, landlock.LAYER, lambda: landlock.restrict_access(scratch))
+    start_threads()
     _settle(
         reports,
         mode,
         rlimits.LAYER,
         lambda: rlimits.set_rlimits(
-            confinement.address_space_bytes_max, confinement.scratch_bytes_max
+            confinement.address_space_bytes_max,
+            confinement.file_bytes_max,
+            confinement.cpu_seconds_max,
         ),
     )
-    _settle(reports, mode, privileges.LAYER, privileges.drop_privileges)
-    _settle(reports, mode, landlock.LAYER, lambda: landlock.restrict_access(scratch))
-    _settle(reports, mode, seccomp.LAYER, seccomp.install_filter)
+    _settle(
+        reports,
+        mode,
+        seccomp.LAYER,
+        lambda: seccomp.install_filter(compiles=confinement.compiles),
+    )
     return tuple(reports)
 
 

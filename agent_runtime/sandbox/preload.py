@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import time
 
-from agent_runtime.sandbox import seccomp
+from agent_runtime.sandbox import limits, seccomp, syscalls
 from agent_runtime.sandbox.report import LayerUnavailable
 
 _MODULES = (
@@ -26,7 +26,7 @@ _MODULES = (
 
 
 def preload() -> None:
-    """Import them, and generate the filter. Starts no thread and makes no loop.
+    """Import them, and generate the filters. Starts no thread and makes no loop.
 
     A loop made here would leave libuv's process-wide descriptors behind, which confinement closes:
     the worker's first signal would abort it.
@@ -34,6 +34,7 @@ def preload() -> None:
     for name in _MODULES:
         importlib.import_module(name)
     time.tzset()  # reads the host's time zone; a worker that asks again gets this one or UTC
+    syscalls.limit_malloc_arenas(limits.MALLOC_ARENAS_MAX)
     # Without the library each worker is refused (or reports it) on its own, with the cure.
     with contextlib.suppress(LayerUnavailable):
-        seccomp.worker_filter()
+        seccomp.filters()

@@ -21,13 +21,18 @@ def address_space_bytes_now() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def set_rlimits(address_space_bytes_max: int, scratch_bytes_max: int) -> LayerReport:
-    """Lower every limit for good: the soft and the hard one."""
+def set_rlimits(
+    address_space_bytes_max: int, file_bytes_max: int, cpu_seconds_max: int | None
+) -> LayerReport:
+    """Lower every limit for good: the soft and the hard one.
+
+    No thread can be started afterwards: the kernel counts them as processes.
+    """
     wanted = {
         resource.RLIMIT_AS: address_space_bytes_max,
         resource.RLIMIT_STACK: limits.STACK_BYTES_MAX,
         resource.RLIMIT_NOFILE: limits.DESCRIPTORS_MAX,
-        resource.RLIMIT_FSIZE: scratch_bytes_max,
+        resource.RLIMIT_FSIZE: file_bytes_max,
         resource.RLIMIT_SIGPENDING: limits.SIGNALS_PENDING_MAX,
         # The worker forks nothing, dumps nothing, locks nothing and never gets ahead of others.
         resource.RLIMIT_NPROC: 0,
@@ -37,6 +42,9 @@ def set_rlimits(address_space_bytes_max: int, scratch_bytes_max: int) -> LayerRe
         resource.RLIMIT_NICE: 0,
         resource.RLIMIT_RTPRIO: 0,
     }
+    if cpu_seconds_max is not None:
+        # With both limits alike it is SIGKILL: process 1 of a pid namespace ignores SIGXCPU.
+        wanted[resource.RLIMIT_CPU] = cpu_seconds_max
     try:
         for kind, value in wanted.items():
             _, hard = resource.getrlimit(kind)
@@ -51,4 +59,6 @@ def set_rlimits(address_space_bytes_max: int, scratch_bytes_max: int) -> LayerRe
             "allow the daemon setrlimit(2); see the seccomp profile of its container",
         ) from error
     detail = f"address space {address_space_bytes_max} bytes, no process, no core dump"
+    if cpu_seconds_max is not None:
+        detail += f", {cpu_seconds_max} s of CPU time"
     return LayerReport(LAYER, "enforced", detail)

@@ -1,4 +1,4 @@
-"""Seccomp: the system calls of a worker that has already imported everything, and no others.
+"""Seccomp: the system calls of a process that has already imported everything, and no others.
 
 What is not listed fails with EPERM rather than killing the worker. Either way the call is not made,
 so nothing is gained by death; but libraries probe (libuv tries io_uring first) and go on without,
@@ -6,9 +6,14 @@ and an agent whose tool tries something forbidden should observe an error, not d
 into the same attempt. Calls of a foreign architecture, which no honest code makes and whose numbers
 mean something else, do kill.
 
-The program is generated once, in the zygote, and only loaded in the worker: it is the last layer,
-after which neither a library nor a file can be opened. Classic BPF sees arguments, not what they
-point to, so a call that is dangerous only through a pointer is refused outright.
+There are two programs. A worker can make no memory executable; a compiler, whose library publishes
+the code that it compiles, may do so with memory that it cannot write at the same time. In all else
+they are the same.
+
+They are generated once, in the zygote, and one is only loaded in the worker: it is the last layer,
+after which neither a library nor a file can be opened. It is loaded for all threads at once, by
+seccomp(2): prctl(2) would leave out those that were started before. Classic BPF sees arguments, not
+what they point to, so a call that is dangerous only through a pointer is refused outright.
 """
 
 import functools
@@ -18,6 +23,8 @@ import socket
 import termios
 from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from agent_runtime.sandbox import syscalls
 from agent_runtime.sandbox.report import LayerReport, LayerUnavailable
@@ -54,7 +61,7 @@ _ALWAYS_ALLOWED = (
 _WORD_MASK = 0xFFFFFFFF
 _FUTEX_FLAGS = 128 | 256  # FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME
 # Waiting and waking. The priority-inheriting operations have a history of kernel holes, and
-# requeueing is for condition variables between threads, of which there are none.
+# requeueing is for condition variables of C libraries older than those that Python runs on.
 _FUTEX_OPERATIONS = (0, 1, 9, 10)  # WAIT, WAKE, WAIT_BITSET, WAKE_BITSET
 # MADV_WILLNEED, DONTNEED, FREE, HUGEPAGE, NOHUGEPAGE, DONTDUMP: allocators' hints about own memory.
 _MADVICE = (3, 4, 8, 14, 15, 16)
@@ -72,13 +79,21 @@ _MAP_HUGETLB = 0x40000  # from a pool that the operator set aside for somebody e
 _CURE_LIBRARY = "install libseccomp (Debian: libseccomp2)"
 _CURE_KERNEL = (
     "use a kernel built with CONFIG_SECCOMP_FILTER, and let the container's own filter pass "
-    "prctl(PR_SET_SECCOMP)"
+    "seccomp(2)"
 )
 
 
+class Filters(msgspec.Struct, frozen=True):
+    """The programs, in the kernel's own format, and the number of the call that loads one."""
+
+    number: int
+    worker: bytes
+    compiler: bytes
+
+
 @functools.cache
-def worker_filter() -> bytes:
-    """The program, in the kernel's own format. Opens a library: call it before confinement."""
+def filters() -> Filters:
+    """Opens a library: call it before confinement."""
     try:
         # pyseccomp looks for the library while it is imported, and fails right there.
         import pyseccomp
@@ -87,23 +102,29 @@ def worker_filter() -> bytes:
             LAYER, 0, f"generating the filter: {error}", _CURE_LIBRARY
         ) from error
     try:
-        return _generate(pyseccomp)
+        return Filters(
+            number=pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, "seccomp"),
+            worker=_generate(pyseccomp, compiles=False),
+            compiler=_generate(pyseccomp, compiles=True),
+        )
     except OSError as error:
         raise LayerUnavailable.of(LAYER, "generating the filter", error, _CURE_LIBRARY) from error
 
 
-def install_filter() -> LayerReport:
-    """The last layer. Needs no-new-privileges."""
-    program = worker_filter()
+def install_filter(*, compiles: bool) -> LayerReport:
+    """The last layer, for every thread. Needs no-new-privileges."""
+    prepared = filters()
+    program = prepared.compiler if compiles else prepared.worker
     try:
-        syscalls.install_seccomp_filter(program)
+        syscalls.install_seccomp_filter(prepared.number, program)
     except OSError as error:
         raise LayerUnavailable.of(LAYER, "installing the filter", error, _CURE_KERNEL) from error
-    detail = f"{len(program) // 8} instructions, else EPERM; no new executable memory"
+    memory = "no memory writable and executable" if compiles else "no new executable memory"
+    detail = f"{len(program) // 8} instructions, else EPERM; {memory}"
     return LayerReport(LAYER, "enforced", detail)
 
 
-def _generate(library: Any) -> bytes:
+def _generate(library: Any, *, compiles: bool) -> bytes:
     program = library.SyscallFilter(library.ERRNO(1))  # EPERM
     program.set_attr(library.Attr.ACT_BADARCH, library.KILL_PROCESS)
     # A balanced tree instead of a list: 8 comparisons for a call instead of up to 90.
@@ -119,6 +140,10 @@ def _generate(library: Any) -> bytes:
     for name in _ALWAYS_ALLOWED:
         allow(name)
     _allow_memory(library, allow)
+    if compiles:
+        # Its code is written first and made executable then.
+        writable_or_executable = mmap.PROT_WRITE | mmap.PROT_EXEC
+        allow("mprotect", library.Arg(2, library.MASKED_EQ, writable_or_executable, mmap.PROT_EXEC))
     _allow_by_argument(library, allow)
     with os.fdopen(os.memfd_create("seccomp"), "rb") as exported:
         program.export_bpf(exported)

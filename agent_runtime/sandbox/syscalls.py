@@ -1,11 +1,13 @@
 """The system calls that Python has no name for, each with its prototype, in one place.
 
 Every function raises `OSError` with the call's errno. Nothing here knows what a sandbox is.
-Numbers are the kernel's UAPI constants; calls that glibc wraps go through the wrapper, so only
-Landlock, whose numbers are the same on every architecture, is called by number.
+Numbers are the kernel's UAPI constants; calls that glibc wraps go through the wrapper. Only
+Landlock, whose numbers are the same on every architecture, and seccomp, whose number is an
+argument, are called by number.
 """
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 
@@ -33,13 +35,18 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
-PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
-SECCOMP_MODE_FILTER = 2
+
+# seccomp(2), <linux/seccomp.h>
+_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_FILTER_FLAG_TSYNC = 1
+
+# mallopt(3), <malloc.h>
+_M_ARENA_MAX = -8
 
 # capset(2), <linux/capability.h>
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -98,6 +105,7 @@ _prctl = _prototype("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 _capset = _prototype("capset", ctypes.c_void_p, ctypes.c_void_p)
 _close_range = _prototype("close_range", ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
 _syscall = _prototype("syscall", ctypes.c_long, *[ctypes.c_void_p] * 4)
+_mallopt = _prototype("mallopt", ctypes.c_int, ctypes.c_int)
 
 
 def _checked(result: int) -> int:
@@ -144,10 +152,29 @@ def clear_capabilities() -> None:
     _checked(_capset(ctypes.byref(header), ctypes.byref(data)))
 
 
-def install_seccomp_filter(program: bytes) -> None:
-    """Load a classic BPF program (8 bytes an instruction) on the calling thread."""
+def install_seccomp_filter(number: int, program: bytes) -> None:
+    """Load a classic BPF program (8 bytes an instruction) on every thread of the process, or none.
+
+    `number` is that of seccomp(2) on this architecture.
+    """
     filter_program = _FilterProgram(len(program) // 8, program)
-    _checked(_prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(filter_program), 0, 0))
+    refusing = _checked(
+        _syscall(
+            number,
+            _SECCOMP_SET_MODE_FILTER,
+            _SECCOMP_FILTER_FLAG_TSYNC,
+            ctypes.addressof(filter_program),
+            0,
+        )
+    )
+    if refusing:  # the id of a thread that has a filter of its own
+        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+
+def limit_malloc_arenas(arenas_max: int) -> None:
+    """How many heaps the threads of this process and of its forks share."""
+    if not _mallopt(_M_ARENA_MAX, arenas_max):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 def landlock_abi() -> int:

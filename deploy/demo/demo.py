@@ -1,7 +1,8 @@
-"""Five agents answer three requests, from a fresh configuration to a clean stop.
+"""Five agents answer three requests, and two components turn readings into an alert.
 
-Everything is done as an operator would do it, through the `agentd` command: init, pull the model,
-check, run, ask, trace, status. Ends with 0 only if every request was handled as `judge` demands.
+From a fresh configuration to a clean stop, everything is done as an operator would do it, through
+the `agentd` command: init, build the components, pull the model, check, run, ask, send, trace,
+status. Ends with 0 only if everything was handled as `judge` and `judge_readings` demand.
 
 Usage: demo.py [--keep]      --keep leaves the configuration and the state for a look around
 """
@@ -20,8 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+PROJECTS = ROOT / "deploy" / "agents" / "components"
+BUILT = ROOT / "build" / "components"
+
 AGENTD = [sys.executable, "-m", "orchestrator.cli.main"]
-READY_SECONDS_MAX = 60
+READY_SECONDS_MAX = 120
+BUILD_SECONDS_MAX = 120
 ANSWER_SECONDS_MAX = 180
 STOP_SECONDS_MAX = 15
 
@@ -44,6 +50,14 @@ STIMULI = (
         to="uxclaw",
     ),
 )
+
+COMPONENTS = ("gatekeeper", "sensors")
+"""The gatekeeper passes readings on to the sensors, which raise an alert for opsclaw."""
+
+SENSOR = "server-temperature"
+READINGS = (21.5, 24.0, 34.5)
+"""The sensor's threshold is 30."""
+READINGS_NAME = "demo-readings"
 
 
 class DemoFailure(Exception):
@@ -76,6 +90,31 @@ def prepare(folder: Path) -> None:
     agentd("init", str(folder))
     agentd("models", "pull", "smollm2", "--config", str(folder / "agentd.toml"))
     agentd("check", "--config", str(folder / "agentd.toml"))
+
+
+def add_components(folder: Path) -> None:
+    """Build the agents that are components, and put them into the configuration of `folder`."""
+    title("Two agents are components, built from Python: a quarter of a minute, the first time …")
+    building = {name: start_build(name) for name in COMPONENTS}
+    for name, process in building.items():
+        said, _ = process.communicate(timeout=BUILD_SECONDS_MAX)
+        if process.returncode != 0:
+            raise DemoFailure(f"`agentd component build {PROJECTS / name}` failed:\n{said}")
+        print(said.strip(), flush=True)
+    agents = folder / "agents.d"
+    for name in COMPONENTS:
+        shutil.copy(PROJECTS / name / f"{name}.toml", agents)
+        shutil.copy(BUILT / f"{name}.wasm", agents)
+
+
+def start_build(name: str) -> "subprocess.Popen[str]":
+    command = [*AGENTD, "component", "build", str(PROJECTS / name), "--if-stale"]
+    return subprocess.Popen(
+        [*command, "--output", str(BUILT / f"{name}.wasm")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @contextlib.contextmanager
@@ -174,6 +213,59 @@ def converse(
     return traces
 
 
+def report_readings(daemon: Daemon) -> dict[str, Any]:
+    """Send readings as they come from outside, and judge what became of them."""
+    shown = ", ".join(f"{value:g}" for value in READINGS)
+    title(f"4. A sensor reads {shown} degrees, and its threshold is 30.")
+    for value in READINGS:
+        reading = json.dumps({"kind": "reading", "sensor": SENSOR, "value": value})
+        daemon.ctl("send", "intake.raw", reading, "--correlation", READINGS_NAME)
+    trace = settled(daemon, READINGS_NAME)
+    subprocess.run([*AGENTD, "ctl", "trace", READINGS_NAME, *daemon.where()], check=False)
+    missing = judge_readings(trace)
+    if missing:
+        raise DemoFailure("The readings did not go as promised:\n  " + "\n  ".join(missing))
+    return trace
+
+
+def settled(daemon: Daemon, correlation: str) -> dict[str, Any]:
+    """The trace of a conversation in which opsclaw has an alert and nothing is under way."""
+    deadline = time.monotonic() + ANSWER_SECONDS_MAX
+    while True:
+        trace: dict[str, Any] = daemon.ctl("trace", correlation)
+        states = {delivery["state"] for delivery in trace["deliveries"]}
+        alerted = any(delivery["topic"] == "ops.alert" for delivery in trace["deliveries"])
+        if alerted and states <= {"done", "dead"} and trace["conversation"]["state"] == "answered":
+            return trace
+        if time.monotonic() > deadline:
+            raise DemoFailure(f"The readings did not settle in {ANSWER_SECONDS_MAX} s.")
+        time.sleep(0.2)
+
+
+def judge_readings(trace: dict[str, Any]) -> list[str]:
+    """What is missing in the trace of the readings; empty when all is as it should be."""
+    missing = []
+    for name in COMPONENTS:
+        acted = [
+            delivery
+            for delivery in trace["deliveries"]
+            if delivery["agent"] == name and delivery["outcome"] == "acted"
+        ]
+        if len(acted) != len(READINGS):
+            missing.append(f"{name} acted {len(acted)} times, and not {len(READINGS)}")
+    alerts = [message for message in trace["messages"] if message["topic"] == "ops.alert"]
+    if [message["sender"] for message in alerts] != ["sensors"]:
+        missing.append(f"sensors raised {len(alerts)} alerts, and not one")
+    counted = f"{len(READINGS)} readings"
+    if not any(counted in message["text"] for message in alerts):
+        missing.append(f"the alert does not say that there were {counted}: the state was lost")
+    if not any(delivery["agent"] == "opsclaw" for delivery in trace["deliveries"]):
+        missing.append("opsclaw did not get the alert")
+    if trace["dead_letters"]:
+        missing.append(f"dead letters: {trace['dead_letters']}")
+    return missing
+
+
 def agentd(*arguments: str) -> None:
     if subprocess.run([*AGENTD, *arguments], check=False).returncode != 0:
         raise DemoFailure(f"`agentd {' '.join(arguments)}` failed.")
@@ -193,9 +285,12 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     try:
         prepare(folder)
-        title("Starting the daemon, its engines and five sandboxed agents …")
+        add_components(folder)
+        agentd("check", "--config", str(folder / "agentd.toml"))
+        title("Starting the daemon, its engines and seven sandboxed agents; two are compiled …")
         with running(folder) as daemon:
             converse(daemon)
+            report_readings(daemon)
             title("Status")
             subprocess.run([*AGENTD, "ctl", "status", *daemon.where()], check=False)
     except DemoFailure as failure:
@@ -205,7 +300,8 @@ def main(arguments: list[str]) -> int:
         print(f"\nKept in {folder}.")
     else:
         shutil.rmtree(folder)
-    print(f"\nDone: three requests answered in {time.monotonic() - began:.0f} s, all of it here.")
+    took_s = time.monotonic() - began
+    print(f"\nDone: three requests and an alert in {took_s:.0f} s, all of it here.")
     return 0
 
 

@@ -24,6 +24,9 @@ from orchestrator.bus.limits import (
     MESSAGE_TTL_US,
     OUTPUTS_MAX,
     RUNS_MAX,
+    STATE_CHANGES_MAX,
+    STATE_KEY_BYTES_MAX,
+    STATE_VALUE_BYTES_MAX,
     TASK_CHANGES_MAX,
     TASK_CHARS_MAX,
 )
@@ -42,6 +45,7 @@ from orchestrator.bus.rows import (
 from orchestrator.bus.settlement import answer, contribute, delivery_closed
 from orchestrator.bus.tasks import change_task
 from orchestrator.store.memory import Remember, remember
+from orchestrator.store.state import change_state, state_bytes
 from orchestrator.store.transaction import Transaction
 
 
@@ -78,8 +82,9 @@ Decided = tuple[Outgoing, Plan | Problem]
 def complete(tx: Transaction, arguments: Complete) -> Completed:
     """Apply a completion, whole or not at all. Repeating it changes nothing.
 
-    Raises `work.refused` if it is over the limits, `work.unknown-delivery` if `incarnation` does
-    not hold the delivery, `store.ownership` if it changes a task of another agent.
+    Raises `work.refused` if it is over the limits, or the agent's state would be,
+    `work.unknown-delivery` if `incarnation` does not hold the delivery, `store.ownership` if it
+    changes a task of another agent.
     """
     row = delivery_of(tx, arguments.delivery)
     if row is None or row.agent != tx.actor:
@@ -99,6 +104,7 @@ def complete(tx: Transaction, arguments: Complete) -> Completed:
     tasks = [
         change_task(tx, change, row.conversation, row.correlation) for change in completion.tasks
     ]
+    _keep(tx, row, completion)
     if row.composing:
         _answer(tx, row, decided)
     messages, dead_letters = _published(tx, row, decided, arguments.screened)
@@ -131,6 +137,18 @@ def require_limits(completion: Completion) -> None:
             f"At most {MEMORIES_MAX} memories of {MEMORY_CHARS_MAX} characters and "
             f"{TASK_CHANGES_MAX} tasks of {TASK_CHARS_MAX}.",
         )
+    state = completion.state
+    if len(state) > STATE_CHANGES_MAX or any(
+        not 0 < len(change.key.encode()) <= STATE_KEY_BYTES_MAX
+        or len(change.value or b"") > STATE_VALUE_BYTES_MAX
+        for change in state
+    ):
+        raise Failure(
+            "work.refused",
+            "The completion changes more of its agent's state, or larger parts, than it may.",
+            f"At most {STATE_CHANGES_MAX} changes, of keys of 1 to {STATE_KEY_BYTES_MAX} bytes and "
+            f"values of {STATE_VALUE_BYTES_MAX}.",
+        )
 
 
 def _require_deferrable(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
@@ -142,11 +160,13 @@ def _require_deferrable(tx: Transaction, row: DeliveryRow, completion: Completio
         or row.run + 1 >= RUNS_MAX
         or completion.outputs
         or completion.tasks
+        or completion.state
     ):
         raise Failure(
             "work.refused",
             "The deferral is of no use: it needs a time from a second to a year ahead, publishes "
-            f"nothing, changes no task, and comes at most {RUNS_MAX - 1} times.",
+            "nothing, changes no task and no state, and comes at most "
+            f"{RUNS_MAX - 1} times.",
         )
 
 
@@ -240,6 +260,33 @@ def _remembered(tx: Transaction, row: DeliveryRow, arguments: Complete) -> list[
         )
         for entry, vector in zip(entries, vectors, strict=True)
     ]
+
+
+def _keep(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
+    """Change the agent's state. What makes it smaller is taken even where it was too large."""
+    if not completion.state:
+        return
+    before = state_bytes(tx, row.agent)
+    change_state(tx, completion.state)
+    held = state_bytes(tx, row.agent)
+    member = directory_of(tx).senders.get(row.agent)
+    held_max = 0 if member is None else member.state_max
+    if held > max(held_max, before):
+        raise Failure(
+            "work.refused",
+            f"The state of {row.agent} would have {held} bytes; it may have {held_max}.",
+            "Delete keys that are not needed, or raise `limits.state` of the agent.",
+            agent=row.agent,
+            bytes=held,
+        )
+    tx.emit(
+        "state.changed",
+        agent=row.agent,
+        delivery=row.id,
+        correlation=row.correlation,
+        changes=len(completion.state),
+        bytes=held,
+    )
 
 
 def _answer(tx: Transaction, row: DeliveryRow, decided: Sequence[Decided]) -> None:

@@ -100,7 +100,7 @@ def write_entry(
 ) -> None:
     request = effect_key(effect)
     kind: str = effect.__struct_config__.tag  # type: ignore[assignment]
-    phase = "act" if isinstance(effect, UseTool) else effect.phase
+    phase = "act" if isinstance(effect, UseTool) else getattr(effect, "phase", None)
     with tx.acting_as(BUS):
         tx.execute(
             "INSERT INTO journal (delivery, run, step, kind, phase, key_hash, request, result,"
@@ -138,7 +138,7 @@ def write_entry(
 
 def _summary(effect: Effect, result: EffectResult) -> str:
     for thing in (effect, result):
-        for field in ("summary", "message", "output", "text"):
+        for field in ("summary", "message", "output", "text", "topic", "key", "detail"):
             text = getattr(thing, field, None)
             if isinstance(text, str):
                 return summary_of(text.encode(errors="replace"))
@@ -146,10 +146,20 @@ def _summary(effect: Effect, result: EffectResult) -> str:
 
 
 def spent(query: Query, delivery: int) -> Spent:
-    """What all runs and attempts of a delivery have spent of its budgets."""
+    """What all runs and attempts of a delivery have spent of its budgets.
+
+    What another component spent of it does not count: the one that has it now did not choose to.
+    """
     found = query.row(
         "SELECT count(*), count(*) FILTER (WHERE kind = 'tool'), coalesce(sum(tokens), 0),"
-        " coalesce(sum(charged_us), 0) FROM journal WHERE delivery = ? AND kind <> 'beginning'",
+        " coalesce(sum(charged_us), 0),"
+        " coalesce(sum(octet_length(request) + octet_length(result)), 0)"
+        " FROM journal WHERE delivery = ?1 AND kind <> 'beginning'"
+        " AND run > (SELECT coalesce(max(run), -1) FROM journal"
+        "  WHERE delivery = ?1 AND kind = 'beginning'"
+        "  AND json_extract(result, '$.component') IS NOT"
+        "   (SELECT json_extract(result, '$.component') FROM journal"
+        "    WHERE delivery = ?1 AND kind = 'beginning' ORDER BY run DESC LIMIT 1))",
         (delivery,),
     )
     assert found is not None

@@ -40,6 +40,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     loop: int
     prompts: dict[str, str]
+    component: str = ""
+    """The SHA-256 of the component that the worker runs, or empty."""
 
 
 class Leased(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,22 +140,17 @@ def _bury_late(tx: Transaction, row: DeliveryRow) -> None:
 def _leased(tx: Transaction, row: DeliveryRow, arguments: Lease) -> Leased:
     move_delivery(tx, row, "lease", incarnation=arguments.incarnation, leased_us=tx.now_us)
     beginning = _beginning(tx, row)
-    if beginning is not None and beginning.loop != arguments.loop:
-        # Another version of the loop would ask something else at the same step: it begins anew.
+    if beginning is not None and (beginning.loop, beginning.component) != (
+        arguments.loop,
+        arguments.component,
+    ):
+        # Another loop or component would ask something else at the same step: it begins anew.
         row = msgspec.structs.replace(row, run=row.run + 1)
         tx.execute("UPDATE delivery SET run = ? WHERE id = ?", (row.run, row.id))
         beginning = None
     if beginning is None:
         beginning = _begun(tx, row, arguments)
-    envelope, number, question = _envelope(tx, row)
-    handle = Handle(
-        delivery=row.id,
-        attempt=row.deaths + 1,
-        envelope=envelope,
-        beginning=beginning,
-        question=question if row.composing else "",
-        answers=answers_of(tx, row.conversation, number, row.message) if row.composing else [],
-    )
+    handle = _handle(tx, row, beginning)
     tx.emit(
         "delivery.leased",
         delivery=row.id,
@@ -165,6 +162,24 @@ def _leased(tx: Transaction, row: DeliveryRow, arguments: Lease) -> Leased:
         composing=row.composing,
     )
     return Leased(handle=handle, composing=row.composing, spent=spent(tx, row.id))
+
+
+def handle_of(query: Query, row: DeliveryRow) -> Handle | None:
+    """What the worker of the present run was handed; None where nobody has begun."""
+    beginning = _beginning(query, row)
+    return None if beginning is None else _handle(query, row, beginning)
+
+
+def _handle(query: Query, row: DeliveryRow, beginning: Beginning) -> Handle:
+    envelope, number, question = _envelope(query, row)
+    return Handle(
+        delivery=row.id,
+        attempt=row.deaths + 1,
+        envelope=envelope,
+        beginning=beginning,
+        question=question if row.composing else "",
+        answers=answers_of(query, row.conversation, number, row.message) if row.composing else [],
+    )
 
 
 def _beginning(query: Query, row: DeliveryRow) -> Beginning | None:
@@ -189,6 +204,7 @@ def _begun(tx: Transaction, row: DeliveryRow, arguments: Lease) -> Beginning:
         now_us=tx.now_us,
         seed=arguments.seed,
         loop=arguments.loop,
+        component=arguments.component,
         prompts={},
         evidence=evidence,
         must_take=row.must_take,

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from ipc_protocol.limits import FRAME_BODY_BYTES_MAX, PAYLOAD_BYTES_MAX
+
 TOPIC_CHARS_MAX: Final = 128
 TOPIC_WORDS_MAX: Final = 8
 """A topic is a path for people to read. The router's work grows with the words, so they are few."""
@@ -28,6 +30,24 @@ TASK_CHANGES_MAX: Final = 64
 
 TASK_CHARS_MAX: Final = 4096
 """Title and note of a task."""
+
+TASKS_LISTED_MAX: Final = 64
+"""Tasks in an agent's own list of what is unfinished, the oldest first: 64 of the longest are
+1 MiB at 4 bytes a character, a quarter of a frame. Who has more has to finish some."""
+
+assert TASKS_LISTED_MAX * TASK_CHARS_MAX * 4 <= FRAME_BODY_BYTES_MAX // 4
+
+STATE_CHANGES_MAX: Final = 256
+"""Changes of state of one completion: an index and its pages, or a table of readings by sensor."""
+
+STATE_KEY_BYTES_MAX: Final = 256
+"""A key is a path, not a text."""
+
+STATE_VALUE_BYTES_MAX: Final = PAYLOAD_BYTES_MAX
+"""A value holds any message that was received. Reading it is a journal entry of that size."""
+
+HEALTH_CHARS_MAX: Final = 1000
+"""What is kept of the detail of an agent's health: a paragraph for the operator."""
 
 DEATHS_MAX: Final = 5
 """Workers that may die of one delivery before it is given up."""

@@ -40,7 +40,12 @@ def report_health(tx: Transaction, event: HealthEvent) -> int:
         ),
     )
     tx.emit(
-        "health.reported", health=identity, kind=event.kind, agent=event.agent, detail=event.detail
+        "health.reported",
+        health=identity,
+        kind=event.kind,
+        agent=event.agent,
+        detail=event.detail,
+        data=event.data,
     )
     return identity
 

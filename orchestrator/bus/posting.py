@@ -42,17 +42,19 @@ def receivers_of(
     """Who receives a routed message. What an agent delegates has to be taken.
 
     A person may pick the wrong agent: what the operator addresses is screened like the rest, so
-    that its receiver can pass it on.
+    that its receiver can pass it on. An agent that is not screened takes its share without
+    evidence, and waits for no comparison; the others settle it among themselves.
     """
     delegated = plan.direct and sender != OPERATOR
+    receivers = [(name, directory.members[name]) for name in plan.receivers]
     return [
         Receiver(
             agent=name,
-            rank=delivery_rank(rank, directory.members[name]),
-            screened=screened or delegated,
+            rank=delivery_rank(rank, member),
+            screened=screened or delegated or not member.screened,
             must_take=delegated,
         )
-        for name in plan.receivers
+        for name, member in receivers
     ]
 
 

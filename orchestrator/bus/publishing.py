@@ -74,7 +74,7 @@ def publish(tx: Transaction, arguments: Publish) -> Receipt:
         raise plan
     fresh = conversation is None or (conversation.state == "answered" and sender == OPERATOR)
     conversation = _entered(tx, conversation, arguments)
-    member = directory.members.get(sender)
+    member = directory.senders.get(sender)
     asked = None if arguments.priority is None else rank(arguments.priority)
     urgency = message_rank(conversation.rank, None if member is None else member.rank, asked)
     receivers = receivers_of(plan, directory, sender, urgency, screened=arguments.screened)

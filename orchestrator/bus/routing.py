@@ -30,14 +30,30 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     publishes: tuple[str, ...]
     delegates: frozenset[str]
     inbox_max: int
+    screened: bool = True
+    """What it receives is compared with the duties of all agents before it is leased."""
+    state_max: int = 0
+    """Bytes that its state may hold."""
 
 
 class Directory:
-    """Who is on the bus and what they subscribe to; immutable."""
+    """Who is on the bus and what they subscribe to; immutable.
 
-    def __init__(self, members: Iterable[Member], subscriptions: Iterable[tuple[str, str]]) -> None:
+    `leaving` receive nothing more. They publish what follows from the deliveries that they have.
+    """
+
+    def __init__(
+        self,
+        members: Iterable[Member],
+        subscriptions: Iterable[tuple[str, str]],
+        leaving: Iterable[Member] = (),
+    ) -> None:
         pairs = tuple(subscriptions)
         self.members: Mapping[str, Member] = {member.name: member for member in members}
+        self.senders: Mapping[str, Member] = {
+            **{member.name: member for member in leaving},
+            **self.members,
+        }
         self.patterns = sorted({pattern for _, pattern in pairs})
         self.router = topics.Router(pairs)
 
@@ -130,7 +146,7 @@ def _fault_of_size_or_time(draft: Draft, now_us: int) -> Failure | None:
 
 
 def _denial(draft: Draft, directory: Directory) -> Failure | None:
-    member = directory.members.get(draft.sender)
+    member = directory.senders.get(draft.sender)
     addressed = topics.addressed_agent(draft.topic)
     if member is None:
         allowed = draft.sender == OPERATOR and draft.topic != topics.USER_REPLY

@@ -1,5 +1,7 @@
 """The tasks that agents keep for themselves."""
 
+from typing import Literal
+
 import msgspec
 
 from ipc_protocol.errors import Failure
@@ -12,7 +14,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     owner: str
     title: str
-    state: str
+    state: Literal["open", "doing", "done", "dropped"]
     note: str
     correlation: str | None
     created_us: int

@@ -1,6 +1,8 @@
 """`agentd bench`: measurements, one table or one JSON list for all of them."""
 
+import contextlib
 import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,52 @@ def triage(file: Path, config: Path, as_json: bool) -> None:
         message = f"{error.filename or file}: {error.strerror or error}."
         raise CommandError(Exit.FAILED, message) from error
     report(measures, as_json=as_json)
+
+
+@bench.command(epilog=EPILOG)
+@click.option(
+    "--component",
+    type=FILE,
+    help="An echo to measure, instead of one that is built with componentize-py.",
+)
+@click.option(
+    "--agents",
+    type=click.IntRange(1, 2000),
+    multiple=True,
+    help="Size of a fleet; may be repeated. Else 1, 50 and 500.",
+)
+@json_option
+def component(component: Path | None, agents: tuple[int, ...], as_json: bool) -> None:
+    """What does a component cost?
+
+    Microseconds for a message across the boundary, beside the library's own conversion; the time
+    from an agent's fork to its first handled message, and its memory, in fleets of several sizes.
+    """
+    from ipc_protocol.errors import Failure
+    from orchestrator.components.projects import ProjectError
+
+    measuring = importlib.import_module("orchestrator.bench.component")
+    try:
+        with _telling() as tell:
+            measures = measuring.run(component, agents or measuring.FLEETS, tell)
+    except Failure as failure:
+        raise CommandError.of(failure) from failure
+    except ProjectError as error:
+        raise CommandError(Exit.FAILED, str(error), error.cure) from error
+    report(measures, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[Callable[[str], None]]:
+    """What is measured now, on a terminal; in a pipe nothing."""
+    from orchestrator.cli import output
+
+    console = output.console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("") as status:
+        yield status.update
 
 
 def report(measures: "list[Measure]", *, as_json: bool) -> None:

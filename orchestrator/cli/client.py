@@ -46,6 +46,17 @@ def follow(
     converse(socket, read)
 
 
+def collect(socket: Path, method: Method[P, R, Item], params: P) -> tuple[R, list[Item]]:
+    """The result of a streamed response, and all its items. Raises `CommandError`."""
+
+    async def read(connection: Connection) -> tuple[R, list[Item]]:
+        async with connection.stream(method, params) as response:
+            items = [item async for item in response]
+            return await response.result(), items
+
+    return converse(socket, read, timeout_s=CALL_SECONDS_MAX)
+
+
 def converse(
     socket: Path,
     talk: Callable[[Connection], Awaitable[T]],

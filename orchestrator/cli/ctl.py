@@ -1,26 +1,16 @@
 """`agentd ctl`: what an operator asks a running daemon."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import msgspec
 
 from ipc_protocol import control, methods
 from ipc_protocol.inference import Nothing
-from ipc_protocol.methods import Method
 from ipc_protocol.values import PRIORITIES, Priority
-from orchestrator.cli import output, trace_view, views, watch_view
+from orchestrator.cli import agents, output, trace_view, views, watch_view
+from orchestrator.cli.calls import call, print_answer, socket_path
 from orchestrator.cli.exits import EPILOG
 from orchestrator.cli.options import Seconds, bytes_argument, daemon_options, text_argument
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-P = TypeVar("P", bound=msgspec.Struct)
-R = TypeVar("R")
-T = TypeVar("T")
 
 priority_option = click.option(
     "--priority", type=click.Choice(PRIORITIES), default="normal", show_default=True
@@ -34,15 +24,6 @@ timeout_option = click.option(
 )
 
 
-def socket_path(socket: Path | None, config: Path | None) -> Path:
-    """Where the daemon listens: what was named, what the configuration says, or the usual place."""
-    if socket is not None:
-        return socket
-    from orchestrator.cli.service import load_daemon_config
-
-    return load_daemon_config(config).socket
-
-
 @click.group(epilog=EPILOG)
 def ctl() -> None:
     """Talk to a running daemon.
@@ -52,17 +33,7 @@ def ctl() -> None:
     """
 
 
-def _call(socket: Path | None, config: Path | None, method: Method[P, R, Any], params: P) -> R:
-    from orchestrator.cli import client
-
-    return client.call(socket_path(socket, config), method, params)
-
-
-def _print(answer: T, draw: "Callable[[T], RenderableType]", *, as_json: bool) -> None:
-    if as_json:
-        output.echo_json(answer)
-    else:
-        output.echo(draw(answer))
+ctl.add_command(agents.agents)
 
 
 # ---- What there is ------------------------------------------------------------------------------
@@ -72,21 +43,14 @@ def _print(answer: T, draw: "Callable[[T], RenderableType]", *, as_json: bool) -
 @daemon_options
 def status(socket: Path | None, config: Path | None, as_json: bool) -> None:
     """Show what runs, waits and needs a person."""
-    _print(_call(socket, config, methods.STATUS, Nothing()), views.status, as_json=as_json)
-
-
-@ctl.command(epilog=EPILOG)
-@daemon_options
-def agents(socket: Path | None, config: Path | None, as_json: bool) -> None:
-    """List the agents, their work and sandboxes."""
-    _print(_call(socket, config, methods.AGENTS, Nothing()), views.agents, as_json=as_json)
+    print_answer(call(socket, config, methods.STATUS, Nothing()), views.status, as_json=as_json)
 
 
 @ctl.command(epilog=EPILOG)
 @daemon_options
 def slots(socket: Path | None, config: Path | None, as_json: bool) -> None:
     """Show the slots and queue of each engine."""
-    _print(_call(socket, config, methods.SLOTS, Nothing()), views.slots, as_json=as_json)
+    print_answer(call(socket, config, methods.SLOTS, Nothing()), views.slots, as_json=as_json)
 
 
 @ctl.command(epilog=EPILOG)
@@ -104,7 +68,7 @@ def memory(
 ) -> None:
     """Show what AGENT remembers, or all of them."""
     params = control.MemoryQuery(agent=agent, query=query, limit=limit)
-    _print(_call(socket, config, methods.MEMORY, params), views.memories, as_json=as_json)
+    print_answer(call(socket, config, methods.MEMORY, params), views.memories, as_json=as_json)
 
 
 @ctl.command(epilog=EPILOG)
@@ -113,7 +77,7 @@ def memory(
 def tasks(agent: str | None, socket: Path | None, config: Path | None, as_json: bool) -> None:
     """List the tasks of AGENT, or of all."""
     params = control.OfAgent(agent=agent)
-    _print(_call(socket, config, methods.TASKS, params), views.tasks, as_json=as_json)
+    print_answer(call(socket, config, methods.TASKS, params), views.tasks, as_json=as_json)
 
 
 @ctl.command(epilog=EPILOG)
@@ -125,7 +89,7 @@ def trace(correlation: str, socket: Path | None, config: Path | None, as_json: b
     Who did what, why, for how long, at what cost, and what was remembered.
     """
     params = control.OfConversation(correlation=correlation)
-    _print(_call(socket, config, methods.TRACE, params), trace_view.trace, as_json=as_json)
+    print_answer(call(socket, config, methods.TRACE, params), trace_view.trace, as_json=as_json)
 
 
 # ---- Talking to agents --------------------------------------------------------------------------
@@ -180,8 +144,8 @@ def ask(
         return _print_reply(conversation, as_json=as_json)
     if timeout is not None:
         raise click.UsageError("--timeout is how long to --wait.")
-    receipt = _call(socket, config, methods.ASK, question)
-    return _print(receipt, views.asked, as_json=as_json)
+    receipt = call(socket, config, methods.ASK, question)
+    return print_answer(receipt, views.asked, as_json=as_json)
 
 
 @ctl.command(epilog=EPILOG)
@@ -234,7 +198,7 @@ def send(
         priority=priority,
         correlation=correlation,
     )
-    _print(_call(socket, config, methods.SEND, params), views.sent, as_json=as_json)
+    print_answer(call(socket, config, methods.SEND, params), views.sent, as_json=as_json)
 
 
 @ctl.command(epilog=EPILOG)
@@ -275,8 +239,8 @@ def list_attention(
 ) -> None:
     """List what waits for an answer."""
     params = control.AttentionQuery(all=everything)
-    answered = _call(socket, config, methods.ATTENTION_LIST, params)
-    _print(answered, views.attention, as_json=as_json)
+    answered = call(socket, config, methods.ATTENTION_LIST, params)
+    print_answer(answered, views.attention, as_json=as_json)
 
 
 @attention.command("answer", epilog=EPILOG)
@@ -288,5 +252,5 @@ def answer_attention(
 ) -> None:
     """Answer request ID with TEXT, or - for stdin."""
     params = control.AttentionAnswer(id=number, text=text_argument(text))
-    done = _call(socket, config, methods.ATTENTION_ANSWER, params)
-    _print(done, lambda _: output.text(f"Request {number} is answered."), as_json=as_json)
+    done = call(socket, config, methods.ATTENTION_ANSWER, params)
+    print_answer(done, lambda _: output.text(f"Request {number} is answered."), as_json=as_json)

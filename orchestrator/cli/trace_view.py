@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from ipc_protocol.control import JournalStep, Trace, TracedDelivery, TracedMessage
 from orchestrator.cli import output
+from orchestrator.cli.views import HASH_DIGITS
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -78,6 +79,17 @@ def _add_delivery(tree: "Tree", delivery: TracedDelivery) -> "Tree":
     )
     for step in delivery.steps:
         node.add(_step(step))
+    for trap in delivery.traps:
+        lost = node.add(
+            output.words(
+                (trap.code, "bold red"),
+                (trap.message, ""),
+                (f"component {trap.component[:HASH_DIGITS]}" if trap.component else "", "dim"),
+                (f"{trap.fuel} fuel" if trap.fuel is not None else "", "dim"),
+            )
+        )
+        if trap.backtrace:
+            lost.add(output.text(trap.backtrace, "dim"))
     for memory in delivery.memories:
         importance = f"importance {memory.importance:.2g}"
         node.add(

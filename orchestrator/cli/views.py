@@ -4,12 +4,18 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from ipc_protocol.control import (
+    AgentAdded,
+    AgentRetired,
     Agents,
     AgentStatus,
+    AgentUpgraded,
+    AgentVersion,
+    AgentVersions,
     AttentionRequests,
     Engines,
     EngineSummary,
     Memories,
+    OnProbation,
     Status,
     Tasks,
 )
@@ -36,7 +42,15 @@ STATE_STYLES: Final = {
     "decode": "cyan",
     "prefill": "blue",
     "free": "dim",
+    "active": "green",
+    "candidate": "yellow",
+    "retired": "dim",
+    "rolled-back": "red",
+    "refused": "red",
 }
+
+HASH_DIGITS: Final = 12
+"""Of the SHA-256 of a component, for people: as many as tell a million of them apart."""
 
 
 def status(answer: Status) -> "Group":
@@ -94,7 +108,15 @@ def agents(answer: Agents) -> "RenderableType":
 
 def _doing(agent: AgentStatus) -> str:
     delivery = f"delivery {agent.delivery}" if agent.delivery is not None else ""
-    return ", ".join(filter(None, (agent.phase, delivery, agent.detail)))
+    return ", ".join(filter(None, (agent.phase, delivery, _running(agent), agent.detail)))
+
+
+def _running(agent: AgentStatus) -> str:
+    """The version of its component, where there is something to say about it."""
+    component = agent.component
+    if component is None or component.probation is None:
+        return ""
+    return f"version {component.number} {_on_probation(component.probation)}"
 
 
 def _sandbox(layers: Sequence[LayerReport]) -> "Text":
@@ -104,6 +126,69 @@ def _sandbox(layers: Sequence[LayerReport]) -> "Text":
         return output.text(f"without {', '.join(missing)}", "bold yellow")
     enforced = sum(layer.state == "enforced" for layer in layers)
     return output.text(f"{enforced} layers" if enforced else "", "green")
+
+
+def versions(answer: AgentVersions) -> "RenderableType":
+    if not answer.versions:
+        return output.text(f"No version of the component of {answer.agent} has run yet.")
+    made = output.table(
+        "VERSION", "STATE", "COMPONENT", "WORLD", "FROM", "BY", "SINCE", "UNTIL", "WHY",
+        numbers=("VERSION",),
+    )  # fmt: skip
+    for version in answer.versions:
+        until = "" if version.ended_us is None else output.local_time(version.ended_us)
+        made.add_row(
+            str(version.number),
+            _state(version.state),
+            output.text(version.sha256[:HASH_DIGITS]),
+            output.text(version.world),
+            version.source,
+            output.text(version.installed_by),
+            output.local_time(version.activated_us or version.installed_us),
+            until,
+            output.text(output.one_line(version.reason or _probation(answer.probation, version))),
+        )
+    return made
+
+
+def upgraded(answer: AgentUpgraded) -> "Text":
+    version, before = answer.version, answer.before
+    head = f"{answer.agent}: version {version.number} ({_component(version)}) has taken over"
+    if before is not None:
+        head += f" from version {before.number} ({_component(before)})"
+    if answer.probation is None:
+        return output.text(f"{head}.")
+    terms = f"{answer.probation.messages} messages and {output.span(answer.probation.us)}"
+    return output.text(
+        f"{head}.\nIt is on probation for {terms}.\n"
+        f"agentd ctl agents history {answer.agent}  shows what becomes of it"
+    )
+
+
+def added(answer: AgentAdded) -> "Text":
+    warnings = "".join(f"warning  {warning}\n" for warning in answer.warnings)
+    return output.text(f"{warnings}{answer.agent} was added; {answer.file} keeps it.")
+
+
+def retired(answer: AgentRetired) -> "Text":
+    head = f"{answer.agent} is retired"
+    if not answer.parked:
+        return output.text(f"{head}, and has finished.")
+    return output.text(f"{head}; {answer.parked} of its deliveries wait for somebody else.")
+
+
+def _component(version: AgentVersion) -> str:
+    return f"{version.sha256[:HASH_DIGITS]}, {version.world}"
+
+
+def _probation(probation: OnProbation | None, version: AgentVersion) -> str:
+    if probation is None or version.state != "active":
+        return ""
+    return _on_probation(probation)
+
+
+def _on_probation(probation: OnProbation) -> str:
+    return f"on probation, {probation.handled} of {probation.messages} messages"
 
 
 def slots(answer: Engines) -> "RenderableType":

@@ -24,7 +24,10 @@ from orchestrator.config.types import (
     HOST_REPORTS,
     AgentConfig,
     Config,
+    LimitsConfig,
+    keys_of,
 )
+from orchestrator.config.units import render_size
 from orchestrator.config.wording import quoted
 from orchestrator.sockets import PATH_BYTES_MAX
 
@@ -37,6 +40,22 @@ SAMPLING_BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "seed": (0, 2**32 - 1),
 }
 """Beyond these llama.cpp gives noise, or nothing."""
+
+COMPONENT_KEYS: Final = ("config", "config_file", "imports", "strict_imports", "preopen_scratch")
+COMPONENT_LIMITS: Final = ("fuel", "call", "linear_memory", "tables", "state")
+"""Keys of an agent, and of its limits, that say something about its component only."""
+
+LISTS: Final = (
+    "duties",
+    "ignores",
+    "consumes",
+    "publishes",
+    "delegate",
+    "tools",
+    "host_read",
+    "imports",
+)
+"""Keys of an agent in which nothing may be empty or stand twice."""
 
 _HOST_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:]+)\]|([A-Za-z0-9.]+)):([0-9]{1,5})")
 
@@ -108,7 +127,7 @@ def _check_agent(agent: AgentConfig, config: Config, findings: Findings) -> None
         findings.problem(path, quoted(agent.name), AGENT_NAME_EXPECTED)
     elif agent.name in AGENT_NAMES_RESERVED:
         findings.problem(path, "a name that the daemon uses itself", "another name")
-    if agent.model not in config.models:
+    if agent.needs_model and agent.model not in config.models:
         findings.problem(
             (*path, "model"),
             f"no model {quoted(agent.model)}",
@@ -116,17 +135,18 @@ def _check_agent(agent: AgentConfig, config: Config, findings: Findings) -> None
             did_you_mean(agent.model, config.models) or f"Add a table [model.{agent.model}].",
         )
     _check_role(agent, config, findings)
+    _check_component(agent, findings)
     _check_delegates(agent, config, findings)
     _check_host_read(agent, findings)
     _check_sampling(agent.sampling, (*path, "sampling"), findings)
-    for key in ("duties", "ignores", "consumes", "publishes", "delegate", "tools", "host_read"):
+    for key in LISTS:
         _check_list(getattr(agent, key), (*path, key), findings)
 
 
 def _check_role(agent: AgentConfig, config: Config, findings: Findings) -> None:
     path: KeyPath = ("agent", agent.name)
     if agent.role == "agent":
-        if not agent.duties:
+        if not agent.duties and agent.component is None:
             cure = "Without them screening never finds it responsible."
             findings.warning(path, "no duties", "at least a few short phrases", cure)
         return
@@ -137,6 +157,38 @@ def _check_role(agent: AgentConfig, config: Config, findings: Findings) -> None:
     if agent.duties:
         expected = "none, for the conductor takes no part in triage"
         findings.warning((*path, "duties"), "duties", expected)
+
+
+def _check_component(agent: AgentConfig, findings: Findings) -> None:
+    path: KeyPath = ("agent", agent.name)
+    if agent.component is None:
+        if findings.is_wrong((*path, "component")):
+            return
+        said = [
+            *((*path, key) for key in _said(agent, COMPONENT_KEYS)),
+            *((*path, "limits", key) for key in _said(agent.limits, COMPONENT_LIMITS)),
+        ]
+        for key in said:
+            findings.problem(key, "a key for a component, and there is none", "`component` too")
+        return
+    if agent.role == "conductor":
+        found = "a component for the conductor"
+        expected = "none, for the conductor composes its replies with a model"
+        findings.problem((*path, "component"), found, expected)
+    limits = agent.limits
+    if limits.linear_memory_bytes >= limits.memory_bytes:
+        findings.problem(
+            (*path, "limits", "linear_memory"),
+            render_size(limits.linear_memory_bytes),
+            f"less than `memory`, which is {render_size(limits.memory_bytes)}",
+            "The worker needs up to 64 MiB besides.",
+        )
+
+
+def _said(section: AgentConfig | LimitsConfig, names: Sequence[str]) -> list[str]:
+    """Those keys of a table that have another value than their default."""
+    keys = {key.name: key for key in keys_of(type(section))}
+    return [name for name in names if getattr(section, keys[name].field) != keys[name].default]
 
 
 def _check_delegates(agent: AgentConfig, config: Config, findings: Findings) -> None:

@@ -5,6 +5,7 @@ All files are merged into one tree before it is read; a key may stand in one of 
 """
 
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ipc_protocol.limits import FRAME_BODY_BYTES_MAX
 from orchestrator.config.checks import check
 from orchestrator.config.positions import KeyPath, lines_of
 from orchestrator.config.problems import ConfigErrors, did_you_mean, one_of
@@ -27,10 +29,13 @@ AGENT_FILE_TABLES: Final = ("agent", "screening")
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 """A thousand agents in one file; more is not a configuration."""
 
+COMPONENT_CONFIG_BYTES_MAX: Final = FRAME_BODY_BYTES_MAX // 4
+"""It reaches the worker in one frame, with the identity and the tools of its agent."""
+
 _TOML_POSITION = re.compile(r"^(.*?) ?\(at (?:line (\d+), column \d+|end of document)\)$")
 
 
-class _Document(msgspec.Struct, frozen=True):
+class Document(msgspec.Struct, frozen=True):
     """One file as it was read, with the line of each of its keys."""
 
     file: Path
@@ -62,15 +67,20 @@ def read(path: Path, overrides: Overrides) -> tuple[Config, Findings]:
     main = main_file(path)
     findings = Findings(main)
     tree: dict[str, Any] = {}
-    for file in [main, *_agent_files(main)]:
-        document = _read_file(file, findings)
-        if file != main:
-            _refuse_foreign_tables(document, findings)
-        _merge(tree, document.table, (), document, findings)
+    document = _read_file(main, findings)
+    merge(tree, document, findings)
+    state = _state_folder(tree, main, overrides)
+    for folder in (main.parent, state):
+        for file in agent_files(folder / AGENTS_FOLDER):
+            document = _read_file(file, findings)
+            refuse_foreign_tables(document, findings)
+            merge(tree, document, findings)
     config = read_section(
         tree, Config, (), findings, source=main, prompts=main.parent / PROMPTS_FOLDER
     )
     config = _complete(config, overrides, findings)
+    if "model" not in tree and config.agents and not config.needs_model:
+        config = msgspec.structs.replace(config, models={})
     check(config, findings)
     return config, findings
 
@@ -94,7 +104,7 @@ def load_daemon(path: Path) -> DaemonConfig:
     findings = Findings(main)
     tree: dict[str, Any] = {}
     document = _read_file(main, findings)
-    _merge(tree, document.table, (), document, findings)
+    merge(tree, document, findings)
     daemon = read_section(tree.get("daemon", {}), DaemonConfig, ("daemon",), findings)
     problems, warnings = findings.in_order()
     if problems:
@@ -105,41 +115,73 @@ def load_daemon(path: Path) -> DaemonConfig:
 # ---- Files --------------------------------------------------------------------------------------
 
 
-def _agent_files(main: Path) -> list[Path]:
-    files = (main.parent / AGENTS_FOLDER).glob("*.toml")
-    return sorted(file for file in files if not file.name.startswith("."))
+def agent_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.toml") if not file.name.startswith("."))
 
 
-def _read_text(file: Path, what: str, findings: Findings, key: KeyPath = ()) -> str | None:
-    """The text of a file. A problem of the key that names it, or of the file itself, else None."""
+def _state_folder(tree: Mapping[str, Any], main: Path, overrides: Overrides) -> Path:
+    """Where the daemon keeps the files of agents that were added while it ran. What is wrong with
+    the key is said when it is read."""
+    daemon = tree.get("daemon")
+    state = daemon.get("state") if isinstance(daemon, dict) else None
+    configured = main.parent / state if isinstance(state, str) else DaemonConfig().state
+    return overrides.state or configured
+
+
+def _read_bytes(
+    file: Path,
+    what: str,
+    findings: Findings,
+    key: KeyPath = (),
+    bytes_max: int = FILE_BYTES_MAX,
+) -> bytes | None:
+    """What a file holds. A problem of the key that names it, or of the file itself, else None."""
     at = None if key else Place(file)
     try:
         with file.open("rb") as stream:
-            data = stream.read(FILE_BYTES_MAX + 1)
-        if len(data) > FILE_BYTES_MAX:
-            findings.problem(key, "a larger file", f"at most {FILE_BYTES_MAX} bytes", at=at)
-            return None
-        return data.decode("utf-8")
+            data = stream.read(bytes_max + 1)
     except OSError as error:
-        found = error.strerror or str(error)
-        findings.problem(
-            key, f"{found[0].lower()}{found[1:]}: {file}" if key else found, what, at=at
-        )
+        found = _said(error)
+        findings.problem(key, f"{found}: {file}" if key else found, what, at=at)
+        return None
+    if len(data) > bytes_max:
+        findings.problem(key, "a larger file", f"at most {bytes_max} bytes", at=at)
+        return None
+    return data
+
+
+def _said(error: OSError) -> str:
+    found = error.strerror or str(error)
+    return f"{found[0].lower()}{found[1:]}"
+
+
+def _read_text(file: Path, what: str, findings: Findings, key: KeyPath = ()) -> str | None:
+    """As `_read_bytes`, for a text."""
+    data = _read_bytes(file, what, findings, key)
+    if data is None:
+        return None
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         findings.problem((), "bytes that are no UTF-8", "UTF-8 text", at=Place(file, line))
     return None
 
 
-def _read_file(file: Path, findings: Findings) -> _Document:
+def _read_file(file: Path, findings: Findings) -> Document:
     text = _read_text(file, "a configuration file", findings)
     if text is None:
         if not file.exists() and file.name == MAIN_FILE:
             cure = f"`agentd init {file.parent}` writes one."
             findings.problems[-1] = msgspec.structs.replace(findings.problems[-1], cure=cure)
-        return _Document(file, {}, {})
+        return Document(file, {}, {})
+    return parsed(file, text, findings)
+
+
+def parsed(file: Path, text: str, findings: Findings) -> Document:
+    """The text of a file as a document; an empty one where it is no TOML, which is a problem."""
     try:
-        return _Document(file, tomllib.loads(text), lines_of(text))
+        return Document(file, tomllib.loads(text), lines_of(text))
     except tomllib.TOMLDecodeError as error:
         match = _TOML_POSITION.match(str(error))
         said = match[1] if match else str(error)
@@ -147,10 +189,10 @@ def _read_file(file: Path, findings: Findings) -> _Document:
         findings.problem((), f"{said[:1].lower()}{said[1:]}", "valid TOML", at=Place(file, line))
     except RecursionError:
         findings.problem((), "values nested without end", "valid TOML", at=Place(file))
-    return _Document(file, {}, {})
+    return Document(file, {}, {})
 
 
-def _refuse_foreign_tables(document: _Document, findings: Findings) -> None:
+def refuse_foreign_tables(document: Document, findings: Findings) -> None:
     for name in document.table.keys() - set(AGENT_FILE_TABLES):
         del document.table[name]
         findings.problem(
@@ -162,14 +204,18 @@ def _refuse_foreign_tables(document: _Document, findings: Findings) -> None:
         )
 
 
+def merge(tree: dict[str, Any], document: Document, findings: Findings) -> None:
+    """Add the keys of one file to the tree. A second value for a key is a problem."""
+    _merge(tree, document.table, (), document, findings)
+
+
 def _merge(
     tree: dict[str, Any],
     table: Mapping[str, Any],
     path: KeyPath,
-    document: _Document,
+    document: Document,
     findings: Findings,
 ) -> None:
-    """Add the keys of one file to the tree. A second value for a key is a problem."""
     for name, value in table.items():
         here = (*path, name)
         if name not in tree:
@@ -196,7 +242,7 @@ def _merge(
 
 def _complete(config: Config, overrides: Overrides, findings: Findings) -> Config:
     daemon = _override(config.daemon, overrides, findings)
-    agents = {name: _complete_agent(name, agent, findings) for name, agent in config.agents.items()}
+    agents = {name: complete_agent(name, agent, findings) for name, agent in config.agents.items()}
     conductor = next((name for name, one in agents.items() if one.role == "conductor"), None)
     replace = msgspec.structs.replace
     listen = config.gateway.listen
@@ -234,7 +280,17 @@ def _override(daemon: DaemonConfig, overrides: Overrides, findings: Findings) ->
     )
 
 
-def _complete_agent(name: str, agent: AgentConfig, findings: Findings) -> AgentConfig:
+def complete_agent(name: str, agent: AgentConfig, findings: Findings) -> AgentConfig:
+    _require_component(name, agent, findings)
+    return msgspec.structs.replace(
+        agent,
+        name=name,
+        identity=_identity(name, agent, findings),
+        component_config=_component_config(name, agent, findings),
+    )
+
+
+def _identity(name: str, agent: AgentConfig, findings: Findings) -> str:
     path: KeyPath = ("agent", name)
     identity = agent.identity.strip()
     if agent.identity_file is not None:
@@ -246,10 +302,47 @@ def _complete_agent(name: str, agent: AgentConfig, findings: Findings) -> AgentC
         identity = identity or (text or "").strip()
         if text is not None and not identity:
             findings.problem(key, "an empty file", "an identity, in one or two sentences")
+    elif not identity and agent.component is not None:
+        identity = f"You are {name}."
     elif not identity:
         expected = f"`identity` or `identity_file`: who {name} is, in one or two sentences"
         findings.problem(path, "no identity", expected)
-    return msgspec.structs.replace(agent, name=name, identity=identity)
+    return identity
+
+
+def _require_component(name: str, agent: AgentConfig, findings: Findings) -> None:
+    """The file is there. What is in it, the compiler says."""
+    if agent.component is None:
+        return
+    found = ""
+    try:
+        if not stat.S_ISREG(agent.component.stat().st_mode):
+            found = "no regular file"
+    except OSError as error:
+        found = _said(error)
+    if found:
+        expected = "the file of a WebAssembly component"
+        key = ("agent", name, "component")
+        findings.problem(key, f"{found}: {agent.component}", expected)
+
+
+def _component_config(name: str, agent: AgentConfig, findings: Findings) -> bytes:
+    """A text as it is, a table as JSON, or a file as it is."""
+    key: KeyPath = ("agent", name, "config_file")
+    if agent.config_file is not None:
+        if agent.config is not None:
+            findings.problem(key, "both `config` and `config_file`", "one of the two")
+        file = findings.place(key).file.parent / agent.config_file
+        what = "a file with the configuration of the component"
+        return _read_bytes(file, what, findings, key, COMPONENT_CONFIG_BYTES_MAX) or b""
+    if isinstance(agent.config, str):
+        config = agent.config.encode()
+    else:
+        config = b"" if agent.config is None else msgspec.json.encode(agent.config)
+    if len(config) > COMPONENT_CONFIG_BYTES_MAX:
+        found, expected = f"{len(config)} bytes", f"at most {COMPONENT_CONFIG_BYTES_MAX}"
+        findings.problem(("agent", name, "config"), found, expected)
+    return config
 
 
 def _beside(model: str, key: KeyPath, findings: Findings) -> str:

@@ -73,6 +73,10 @@ class Findings:
         if path not in self._wrong:
             self.warnings.append(self._finding(path, found, expected, cure, at))
 
+    def is_wrong(self, path: KeyPath) -> bool:
+        """A problem of this very key was reported."""
+        return path in self._wrong
+
     def in_order(self) -> tuple[list[ConfigProblem], list[ConfigProblem]]:
         """Problems and warnings in the order in which the files are read, and of their lines."""
         return sorted(self.problems, key=_order), sorted(self.warnings, key=_order)

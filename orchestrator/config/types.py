@@ -55,6 +55,11 @@ ToolName = Literal[
     "task.update",
 ]
 
+Interface = Literal[
+    "inference", "memory", "tools", "tasks", "attention", "state", "health", "logging"
+]
+"""Of `agent-net:core`, those that are granted one by one."""
+
 HOST_REPORTS: Final = frozenset({"@disk"})
 """What `host.read` may be granted besides files: reports that the daemon makes."""
 
@@ -73,6 +78,11 @@ DEFAULT_SOCKET: Final = Path("/run/agentd/agentd.sock")
 def names_file(model: str) -> bool:
     """Whether this is the path of a model, and no name in the registry."""
     return "/" in model or model.endswith(".gguf")
+
+
+def fault_of_component_config(value: object) -> str | None:
+    """What is wrong with the `config` of a component, or None."""
+    return None if isinstance(value, str | dict) else "is neither text nor a table"
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -233,6 +243,44 @@ class LimitsConfig(Section, frozen=True):
     work_bytes: Annotated[
         Size, Meta(ge=4096, description="The work folder, which the fs tools write to.")
     ] = field(default=64 * 1024**2, name="work")
+    fuel: Annotated[
+        int,
+        Meta(
+            ge=1_000_000,
+            le=1_000_000_000_000,
+            description="Fuel of a component for one call: about one for an instruction. The "
+            "default is a second or two of computing.",
+        ),
+    ] = 2_000_000_000
+    call_us: Annotated[
+        Duration,
+        Meta(
+            ge=10_000,
+            le=600_000_000,
+            description="Time that one call of a component may take; waiting is free.",
+        ),
+    ] = field(default=10_000_000, name="call")
+    linear_memory_bytes: Annotated[
+        Size,
+        Meta(
+            ge=65_536,
+            le=4 * 1024**3,
+            description="Memory that a component sees, part of `memory`: the worker itself takes "
+            "up to 64 MiB.",
+        ),
+    ] = field(default=128 * 1024**2, name="linear_memory")
+    tables: Annotated[
+        int,
+        Meta(ge=1, le=10_000_000, description="Elements in the tables of a component."),
+    ] = 100_000
+    state_bytes: Annotated[
+        Size,
+        Meta(
+            ge=4096,
+            le=1024**3,
+            description="What a component may keep in its state: keys, values, and 64 bytes each.",
+        ),
+    ] = field(default=16 * 1024**2, name="state")
 
 
 class AgentConfig(Section, frozen=True):
@@ -264,6 +312,49 @@ class AgentConfig(Section, frozen=True):
     delegate: Annotated[
         list[str], Meta(description="Agents to whom it may hand a message on.")
     ] = []
+    component: Annotated[
+        Path | None,
+        Meta(
+            description="A WebAssembly component that acts instead of the model. Its identity may "
+            "be left out; with no duties it takes every message that it receives.",
+            examples=["name.wasm"],
+        ),
+    ] = None
+    config: Annotated[
+        Any,
+        Meta(
+            description="What the component is given when it starts: a string, or a table, which "
+            "arrives as JSON.",
+            examples=["threshold = 7"],
+            extra={"expected": "a string, or a table", "fault": fault_of_component_config},
+        ),
+    ] = None
+    config_file: Annotated[
+        str | None,
+        Meta(
+            description="A file beside this one that the component is given instead of `config`.",
+            examples=["name.json"],
+        ),
+    ] = None
+    component_config: Annotated[bytes, DERIVED] = b""
+    """`config` or the content of `config_file`, as `init` gets it."""
+    imports: Annotated[
+        list[Interface],
+        Meta(
+            description="What the component may import of `agent-net:core` besides the bus: "
+            "`inference`, `memory`, `tools`, `tasks`, `attention`, `state`, `health`, `logging`."
+        ),
+    ] = []
+    strict_imports: Annotated[
+        bool,
+        Meta(
+            description="Refuse a component that imports of WASI what it would not get anyway; "
+            "else such imports are linked to nothing."
+        ),
+    ] = False
+    preopen_scratch: Annotated[
+        bool, Meta(description="Open the scratch space to the component, as its directory `/`.")
+    ] = False
     tools: Annotated[
         list[ToolName], Meta(description="Tools it may call; everything else is refused.")
     ] = []
@@ -290,6 +381,18 @@ class AgentConfig(Section, frozen=True):
     ] = "permanent"
     limits: Annotated[LimitsConfig, Meta(description="What it may use.")] = LimitsConfig()
 
+    @property
+    def needs_model(self) -> bool:
+        """Triage and act of a model, or of a component that may ask one. A component without
+        duties takes what it receives."""
+        return self.component is None or bool(self.duties) or "inference" in self.imports
+
+    @property
+    def screened(self) -> bool:
+        """What it receives is compared with all duties first. One without duties that a component
+        acts for takes everything, so there is nothing to find out."""
+        return self.component is None or bool(self.duties)
+
 
 class Config(Section, frozen=True):
     """A whole configuration, read and found in order."""
@@ -310,6 +413,11 @@ class Config(Section, frozen=True):
     agents: Annotated[dict[str, AgentConfig], Meta(extra={"of": AgentConfig})] = field(
         default_factory=dict, name="agent"
     )
+
+    @property
+    def needs_model(self) -> bool:
+        """Some agent does."""
+        return any(agent.needs_model for agent in self.agents.values())
 
     @property
     def models_folder(self) -> Path:

@@ -90,6 +90,9 @@ def _texts(trace: Trace) -> Iterator[str]:
         yield delivery.reason
         for memory in delivery.memories:
             yield memory.text
+        for trap in delivery.traps:
+            yield trap.message
+            yield trap.backtrace
     for letter in trace.dead_letters:
         yield letter.reason
 
@@ -123,6 +126,10 @@ class _Knife:
             reason=self._text(delivery.reason),
             steps=[self._step(step) for step in delivery.steps],
             memories=[replace(one, text=self._text(one.text)) for one in delivery.memories],
+            traps=[
+                replace(one, message=self._text(one.message), backtrace=self._text(one.backtrace))
+                for one in delivery.traps
+            ],
         )
 
     def _step(self, step: JournalStep) -> JournalStep:

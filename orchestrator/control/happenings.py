@@ -9,6 +9,8 @@ from orchestrator.store.changes import LAGGED, Change
 Data = dict[str, Any]
 
 _SUMMARIES: Final[dict[str, Callable[[Data], str]]] = {
+    "agent.added": lambda data: f"by {data['by']}",
+    "agent.retired": lambda data: f"by {data['by']}",
     "attention.raised": lambda data: f"asks: {data['question']}",
     "conversation.answered": lambda data: data["reply"],
     "conversation.composing": lambda data: "every delivery has settled; the reply is composed",
@@ -24,6 +26,8 @@ _SUMMARIES: Final[dict[str, Callable[[Data], str]]] = {
     "message.published": lambda data: f"{data['topic']} from {data['sender']}: {data['summary']}",
     "message.screened": lambda data: _scores(data["agents"]),
     "task.changed": lambda data: f"{data['title']}: {data['state']}",
+    "version.changed": lambda data: _version(data),
+    "version.settled": lambda data: f"version {data['version']} is kept",
 }
 
 
@@ -45,6 +49,11 @@ def happening(change: Change) -> Happening:
 def _step(data: Data) -> str:
     head = f"{data['phase'] or 'act'} · {data['tool'] or data['kind']}"
     return f"{head} · {data['summary']}" if data["summary"] else head
+
+
+def _version(data: Data) -> str:
+    head = f"version {data['version']} is {data['state']}"
+    return f"{head}: {data['reason']}" if data["reason"] else head
 
 
 def _scores(agents: dict[str, float | None]) -> str:

@@ -11,22 +11,32 @@ from ipc_protocol.values import PRIORITIES
 from ipc_protocol.work import (
     Effect,
     EffectResult,
+    EmitHealth,
     Infer,
     Inferred,
+    ListTasks,
     Memory,
     Note,
     Noted,
+    Offer,
+    Offered,
+    ReadState,
     Recall,
     Recalled,
     Refused,
+    StateValue,
+    TaskList,
     ToolResult,
     UseTool,
     Weigh,
     Weighed,
 )
 from orchestrator.bus.routing import BUS
+from orchestrator.bus.rows import ParkedReason
 from orchestrator.bus.tasks import tasks_of
+from orchestrator.bus.versions import Version, versions_of
 from orchestrator.control.fitting import TEXT_BYTES_MAX, fit
+from orchestrator.lane import TRAP_SPAN
 from orchestrator.store.reader import Reader
 
 LIST_ROWS_MAX: Final = 500
@@ -38,18 +48,23 @@ SUMMARY_CHARACTERS_MAX: Final = 160
 STEPS_MAX: Final = 1000
 """Journal entries of one trace: fifty deliveries of twenty steps."""
 
+TRAPS_MAX: Final = 64
+"""Of one trace: a dozen deliveries that have killed their worker as often as they may."""
+
 REPLY_BYTES_MAX: Final = FRAME_BODY_BYTES_MAX // 4
 """Of a reply in one answer. A composed one is far shorter; one that only joins the contributions of
 many agents need not be."""
+
+WAITS_FOR_OTHERS: Final[frozenset[ParkedReason]] = frozenset({"deferred", "attention", "job"})
+"""What a parked delivery may wait for that no agent hastens."""
 
 STEP_BYTES_MAX: Final = 1024
 ROW_BYTES_MAX: Final = 512
 """Of a row of a trace without the texts that `fitting` cuts: keys, names, a topic, numbers, and for
 a step its summary, at 4 bytes a character."""
 
-assert TEXT_BYTES_MAX + STEPS_MAX * STEP_BYTES_MAX + 4 * LIST_ROWS_MAX * ROW_BYTES_MAX <= (
-    FRAME_BODY_BYTES_MAX
-)
+_ROWS: Final = 4 * LIST_ROWS_MAX + TRAPS_MAX
+assert TEXT_BYTES_MAX + STEPS_MAX * STEP_BYTES_MAX + _ROWS * ROW_BYTES_MAX <= FRAME_BODY_BYTES_MAX
 
 
 class Views:
@@ -139,6 +154,7 @@ class Views:
             (conversation, LIST_ROWS_MAX),
         )
         steps = await self._steps(conversation)
+        traps = await self._traps(conversation)
         memories = await self._memories_by_delivery(conversation)
         return [
             control.TracedDelivery(
@@ -155,6 +171,7 @@ class Views:
                 done_us=done_us,
                 steps=steps.get(id_, []),
                 memories=memories.get(id_, []),
+                traps=traps.get(id_, []),
             )
             for (
                 id_,
@@ -195,6 +212,18 @@ class Views:
                 )
             )
         return steps
+
+    async def _traps(self, conversation: int) -> dict[int, list[control.Trap]]:
+        rows = await self._reader.fetch(
+            "SELECT s.delivery, s.data, s.finished_us FROM span s JOIN delivery d "
+            "ON d.id = s.delivery WHERE d.conversation = ? AND s.name = ? ORDER BY s.id LIMIT ?",
+            (conversation, TRAP_SPAN, TRAPS_MAX),
+        )
+        traps: dict[int, list[control.Trap]] = {}
+        for delivery, data, at_us in rows:
+            told = msgspec.convert({**msgspec.json.decode(data), "at_us": at_us}, control.Trap)
+            traps.setdefault(delivery, []).append(told)
+        return traps
 
     async def _memories_by_delivery(self, conversation: int) -> dict[int, list[Memory]]:
         rows = await self._reader.fetch(
@@ -281,6 +310,30 @@ class Views:
         )
         return rows[0][0] if rows else None
 
+    async def open_quarantine(self, agent: str) -> int | None:
+        """The number of the open question whether an agent may leave its quarantine."""
+        rows = await self._reader.fetch(
+            "SELECT max(id) FROM attention "
+            "WHERE agent = ? AND state = 'open' AND delivery IS NULL AND owner = ?",
+            (agent, BUS),
+        )
+        found: int | None = rows[0][0]
+        return found
+
+    async def versions(self, agent: str | None = None) -> list[Version]:
+        """The components of an agent, or of all, the oldest first."""
+        return await self._reader.view(versions_of, agent)
+
+    async def undone(self, agent: str) -> "Undone":
+        """What an agent has still to finish."""
+        rows = await self._reader.fetch(
+            "SELECT state, parked_reason, count(*) FROM delivery "
+            "WHERE agent = ? AND state IN ('queued', 'leased', 'parked') GROUP BY 1, 2",
+            (agent,),
+        )
+        waiting = sum(count for state, reason, count in rows if reason in WAITS_FOR_OTHERS)
+        return Undone(pending=sum(row[2] for row in rows) - waiting, waiting=waiting)
+
     async def counts(self) -> "Counts":
         """How many of everything; one pass over the indexes."""
         deliveries = await self._reader.fetch("SELECT state, count(*) FROM delivery GROUP BY state")
@@ -314,6 +367,13 @@ class Views:
         )
 
 
+class Undone(msgspec.Struct, frozen=True):
+    """Deliveries that an agent has to handle, and those that wait for something else first."""
+
+    pending: int
+    waiting: int
+
+
 class Counts(msgspec.Struct, frozen=True):
     """`agents` has pending, parked and done deliveries of each; `queued` counts by class, `parked`
     by what is waited for."""
@@ -342,9 +402,7 @@ def summarise(asked: Effect, got: EffectResult) -> str:
 
 def _question(asked: Effect) -> str:
     match asked:
-        case Infer():
-            return ""
-        case Weigh():
+        case Infer() | Weigh() | ListTasks():
             return ""
         case Recall(query=query):
             return repr(query)
@@ -352,6 +410,12 @@ def _question(asked: Effect) -> str:
             return f"{name}({_arguments(arguments)})"
         case Note(summary=told):
             return told
+        case Offer(topic=topic, payload_bytes=size):
+            return f"{topic}, {size} bytes"
+        case ReadState(key=key):
+            return repr(key)
+        case EmitHealth(condition=condition, detail=detail):
+            return f"{condition}: {detail}"
 
 
 def _outcome(got: EffectResult) -> str:
@@ -367,6 +431,12 @@ def _outcome(got: EffectResult) -> str:
             return f" {'→' if ok else '✗'} {output}"
         case Noted():
             return ""
+        case Offered(problem=problem):
+            return " → yes" if problem is None else f" ✗ {problem.code}: {problem.message}"
+        case StateValue(value=value):
+            return " → nothing" if value is None else f" → {len(value)} bytes"
+        case TaskList(tasks=tasks):
+            return f" → {len(tasks)} tasks"
         case Refused(code=code, message=message):
             return f" ✗ {code}: {message}"
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from agent_runtime.loop import State, advance, start
+from agent_runtime.loop.consulting import Consult, Consultable, Consulted
 from ipc_protocol.values import Envelope
 from ipc_protocol.work import (
     AgentProfile,
@@ -220,7 +221,24 @@ def drive(
     effects: list[Effect] = []
     state, outcome = start(profile_, handle_)
     while not isinstance(outcome, Completion):
+        assert not isinstance(outcome, Consult)
         effects.append(outcome)
-        assert state.effects == len(effects)
         state, outcome = advance(state, answer(outcome))
     return state, outcome, effects
+
+
+def drive_component(
+    profile_: AgentProfile,
+    handle_: Handle,
+    consultable: frozenset[Consultable],
+    component: Callable[[Consult], Consulted],
+    answer: World,
+) -> tuple[Completion, list[Effect | Consult]]:
+    """The same for an agent with a component, and everything that was asked of anybody."""
+    asked: list[Effect | Consult] = []
+    state, outcome = start(profile_, handle_, consultable)
+    while not isinstance(outcome, Completion):
+        asked.append(outcome)
+        is_consult = isinstance(outcome, Consult)
+        state, outcome = advance(state, component(outcome) if is_consult else answer(outcome))
+    return outcome, asked

@@ -22,7 +22,7 @@ from deliveries import (
 )
 
 from agent_runtime.loop import LOOP_VERSION, effects_max, start
-from agent_runtime.loop.machine import ENTER, READ, TRANSITIONS
+from agent_runtime.loop.machine import ENTER, READ, READ_CONSULTED, TRANSITIONS
 from agent_runtime.loop.state import Step
 from ipc_protocol.work import (
     Answer,
@@ -71,7 +71,8 @@ def instructions(effects: list[Effect]) -> list[str]:
 
 def test_every_step_between_begin_and_done_enters_and_reads() -> None:
     between = set(Step) - {Step.BEGIN, Step.DONE}
-    assert set(ENTER) == set(READ) == between
+    assert set(READ).isdisjoint(READ_CONSULTED)
+    assert set(ENTER) == set(READ) | set(READ_CONSULTED) == between
     assert {step for step, _ in TRANSITIONS} == between | {Step.BEGIN}
     assert set(TRANSITIONS.values()) == between | {Step.DONE}
 

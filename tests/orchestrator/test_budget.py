@@ -1,9 +1,11 @@
 """What a delivery may still spend."""
 
 import pytest
+from msgspec.structs import replace
 
 from orchestrator.budget import (
     EFFECTS_APART_FROM_STEPS_MAX,
+    EFFECTS_OF_COMPONENT_MAX,
     EFFECTS_PER_STEP_MAX,
     Allowance,
     Spent,
@@ -43,6 +45,15 @@ def test_each_budget_ends_what_it_limits(
 @pytest.mark.parametrize("spent", [Spent(steps=9), Spent(tokens=999), Spent(time_us=9_000_000)])
 def test_over_its_budget_a_delivery_can_still_say_what_came_of_it(spent: Spent) -> None:
     assert over(spent, ALLOWANCE, tool=False, infer=False) is None
+
+
+def test_the_size_of_the_journal_adds_up() -> None:
+    assert Spent().plus(journal_bytes=5).plus(journal_bytes=7).journal_bytes == 12
+
+
+def test_a_component_has_effects_of_its_own() -> None:
+    with_component = replace(ALLOWANCE, component=True)
+    assert with_component.effects == ALLOWANCE.effects + EFFECTS_OF_COMPONENT_MAX
 
 
 def test_effects_follow_from_steps() -> None:

@@ -31,6 +31,19 @@ STEP = {"phase": "act", "kind": "tool", "tool": "host.read", "summary": "Memory:
         ("message.screened", {"agents": {"a": 0.1, "b": 0.5, "c": None}}, "b 0.50, a 0.10"),
         ("task.changed", {"title": "backup", "state": "open"}, "backup: open"),
         ("agent.registered", {"agents": []}, ""),
+        ("agent.added", {"agent": "gate", "by": "operator"}, "by operator"),
+        ("agent.retired", {"agent": "gate", "by": "operator"}, "by operator"),
+        (
+            "version.changed",
+            {"version": 2, "state": "rolled-back", "reason": "it trapped"},
+            "version 2 is rolled-back: it trapped",
+        ),
+        (
+            "version.changed",
+            {"version": 2, "state": "active", "reason": None},
+            "version 2 is active",
+        ),
+        ("version.settled", {"version": 2}, "version 2 is kept"),
     ],
 )
 def test_every_kind_has_its_line(kind: str, data: dict[str, Any], line: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ipc_protocol.aio import Call, Connection, Handlers
-from ipc_protocol.errors import Failure
+from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.events import Hello
 from ipc_protocol.inference import EngineStart
 from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE
@@ -21,6 +21,7 @@ from ipc_protocol.values import LayerReport
 from ipc_protocol.work import (
     Completion,
     EffectRequest,
+    EmitHealth,
     Handle,
     Memory,
     MemoryEntry,
@@ -37,7 +38,7 @@ from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.config.types import AgentConfig, LimitsConfig
 from orchestrator.effects import EFFECT_BYTES_MAX, Effects
 from orchestrator.engines import EmbeddingEngine, LanguageEngine
-from orchestrator.lane import Lane
+from orchestrator.lane import BACKTRACE_CHARACTERS_MAX, TRAPS, Ending, Lane
 from orchestrator.metrics import Metrics
 from orchestrator.preferences import Preferences
 from orchestrator.store.reader import Reader
@@ -50,7 +51,10 @@ AGENT = "opsclaw"
 STEPS = 2
 TOOL_SECONDS = 0.1
 CONFIG = AgentConfig(
-    name=AGENT, identity="x", limits=LimitsConfig(steps=STEPS, tokens=64, time_us=1_000_000)
+    name=AGENT,
+    identity="x",
+    imports=["health"],
+    limits=LimitsConfig(steps=STEPS, tokens=64, time_us=1_000_000),
 )
 Behaviour = Callable[[Handle, Connection], Awaitable[msgspec.Struct]]
 
@@ -64,6 +68,7 @@ class Bench:
         self.asked = 0
         self.tool_began = asyncio.Event()
         self.tools_run = 0
+        self.ending: Ending | None = None
 
     def clock_us(self) -> int:
         self.now_us += 1
@@ -126,13 +131,17 @@ class Bench:
         await asyncio.gather(self._engine, return_exceptions=True)
         await self.store.close()
 
-    async def deliver(self, behaviour: Behaviour) -> tuple[str, str]:
+    async def deliver(self, behaviour: Behaviour, *, trial: bool = False) -> tuple[str, str]:
         """Ask something, let the worker behave, and return the delivery's state and last error."""
         self.asked += 1
         question = Publish(
             topic="ops.disk", payload=b"x", correlation=f"c{self.asked}", screened=True
         )
         await self.store.apply(publish, OPERATOR, question)
+        return await self.redeliver(behaviour, trial=trial)
+
+    async def redeliver(self, behaviour: Behaviour, *, trial: bool = False) -> tuple[str, str]:
+        """The same with what is in the queue."""
         lease = Lease(agent=AGENT, incarnation="w", seed=1, loop=1, prompts={})
         leased = await self.store.apply(lease_next, BUS, lease)
         assert leased is not None
@@ -149,7 +158,7 @@ class Bench:
             exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
             exited.set_result(Exit("killed by SIGKILL", own=True))
             worker = Worker(1, list[LayerReport](), line, exited)
-            await self.lane.handle(worker, "w", leased)
+            self.ending = await self.lane.handle(worker, "w", leased, trial=trial)
             await peer.__aexit__(None, None, None)
         ((state, error),) = await self.reader.fetch(
             "SELECT state, coalesce(last_error, '') FROM delivery WHERE id = ?",
@@ -340,6 +349,143 @@ async def test_nobody_asks_in_the_name_of_another_delivery(bench: Bench) -> None
         request = EffectRequest(delivery=handle.delivery + 1, step=1, effect=note)
         with pytest.raises(Failure) as failure:
             await line.call(WORK_EFFECT, request)
+        assert failure.value.code == "work.unknown-delivery"
+        return Completion(outcome="acted", reason="done")
+
+    assert (await bench.deliver(behave))[0] == "done"
+
+
+# ---- Workers with a component --------------------------------------------------------------------
+
+
+def trapping(code: str, **details: Any) -> Behaviour:
+    async def behave(_: Handle, __: Connection) -> msgspec.Struct:
+        raise Failure(code, "It is lost.", "Look at it.", **details)
+
+    return behave
+
+
+@pytest.mark.parametrize("code", sorted(TRAPS))
+async def test_a_lost_component_is_the_death_of_its_worker(bench: Bench, code: str) -> None:
+    backtrace = "0: main!handle\n\x1b[2J" + "x" * BACKTRACE_CHARACTERS_MAX
+    with pytest.raises(Failure) as failure:
+        await bench.deliver(trapping(code, backtrace=backtrace, fuel=41))
+    assert failure.value.code == code
+    assert await bench.reader.fetch("SELECT state, deaths, last_error FROM delivery") == [
+        ("queued", 1, "It is lost. Look at it.")
+    ]
+    ((delivery, data),) = await bench.reader.fetch(
+        "SELECT delivery, data FROM span WHERE name = 'trap'"
+    )
+    told = msgspec.json.decode(data)
+    assert (delivery, told["code"], told["fuel"]) == (1, code, 41)
+    assert told["backtrace"].startswith("0: main!handle\n\N{REPLACEMENT CHARACTER}[2Jx")
+    assert len(told["backtrace"]) == BACKTRACE_CHARACTERS_MAX
+
+
+async def test_five_lost_components_make_a_dead_letter(bench: Bench) -> None:
+    with pytest.raises(Failure):
+        await bench.deliver(trapping("component.fuel"))
+    for _ in range(4):
+        with pytest.raises(Failure):
+            await bench.redeliver(trapping("component.fuel"))
+    assert await bench.reader.fetch("SELECT state, deaths FROM delivery") == [("dead", 5)]
+
+
+async def test_what_a_worker_on_probation_dies_of_is_not_held_against_its_delivery(
+    bench: Bench,
+) -> None:
+    with pytest.raises(Failure):
+        await bench.deliver(trapping("component.trapped"), trial=True)
+    assert await bench.reader.fetch("SELECT state, deaths FROM delivery") == [("queued", 0)]
+
+
+async def test_a_worker_that_says_why_and_goes_has_said_why(bench: Bench) -> None:
+    async def behave(_: Handle, line: Connection) -> msgspec.Struct:
+        written = line._write_error
+
+        def write_and_go(stream: int, problem: Problem) -> None:
+            written(stream, problem)
+            line._close_transport()
+
+        line._write_error = write_and_go  # type: ignore[method-assign]
+        raise Failure("component.trapped", "It is lost.")
+
+    with pytest.raises(Failure) as failure:
+        await bench.deliver(behave)
+    assert failure.value.code == "component.trapped"
+    assert await bench.reader.fetch("SELECT deaths FROM delivery") == [(1,)]
+
+
+@pytest.mark.parametrize("code", ["component.refused", "component.output", "bus.expired"])
+async def test_what_a_component_says_of_a_message_is_final(bench: Bench, code: str) -> None:
+    state, error = await bench.deliver(trapping(code))
+    assert (state, error) == ("dead", "It is lost. Look at it.")
+    assert bench.ending == Ending("refused")
+
+
+async def test_details_of_any_type_are_told_as_they_can_be(bench: Bench) -> None:
+    with pytest.raises(Failure):
+        await bench.deliver(trapping("component.trapped", backtrace=[1], fuel="much"))
+    ((data,),) = await bench.reader.fetch("SELECT data FROM span WHERE name = 'trap'")
+    told = msgspec.json.decode(data)
+    assert (told["backtrace"], told["fuel"]) == ("[1]", None)
+
+
+async def test_a_component_that_is_lost_to_an_obstacle_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise Failure("store.full", "The disk is full.")
+
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        note = Note(phase="act", summary="x")
+        with contextlib.suppress(Failure):
+            await line.call(
+                WORK_EFFECT, EffectRequest(delivery=handle.delivery, step=1, effect=note)
+            )
+        raise Failure("component.trapped", "The host function failed.")
+
+    monkeypatch.setattr(bench.lane._effects, "perform", full)
+    assert (await bench.deliver(behave))[0] == "parked"
+    assert bench.ending == Ending("retried", left=True)
+    assert await bench.reader.fetch("SELECT deaths FROM delivery") == [(0,)]
+
+
+def telling(*conditions: str) -> Behaviour:
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        for step, condition in enumerate(conditions, 1):
+            effect = EmitHealth(condition=condition, detail=str(step))  # type: ignore[arg-type]
+            await line.call(
+                WORK_EFFECT, EffectRequest(delivery=handle.delivery, step=step, effect=effect)
+            )
+        return Completion(outcome="acted", reason="done")
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("told", "heard"),
+    [
+        (["healthy"], None),
+        (["degraded"], EmitHealth(condition="degraded", detail="1")),
+        (["overloaded", "healthy"], EmitHealth(condition="overloaded", detail="1")),
+    ],
+)
+async def test_what_an_agent_says_of_itself_is_heard(
+    bench: Bench, told: list[str], heard: EmitHealth | None
+) -> None:
+    assert (await bench.deliver(telling(*told)))[0] == "done"
+    assert bench.ending == Ending("completed", heard)
+
+
+async def test_nobody_asks_in_the_name_of_the_worker_that_has_the_delivery(bench: Bench) -> None:
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        note = Note(phase="act", summary="x")
+        request = EffectRequest(delivery=handle.delivery, step=1, effect=note)
+        other = Call(line, 1)  # not the line of the worker, as the daemon sees it
+        with pytest.raises(Failure) as failure:
+            await bench.lane.on_effect(request, other)
         assert failure.value.code == "work.unknown-delivery"
         return Completion(outcome="acted", reason="done")
 

@@ -47,6 +47,11 @@ def exercise(metrics: Metrics) -> None:
     metrics.agents({"idle": 5})
     metrics.worker_died("opsclaw")
     metrics.worker_restarted("opsclaw")
+    metrics.component_trapped("opsclaw", "component.fuel")
+    metrics.upgraded("opsclaw")
+    metrics.rolled_back("opsclaw")
+    metrics.compiled(9.5, "ok")
+    metrics.cache_refused()
     metrics.program_restarted("engine/default")
     metrics.sandbox([[LayerReport(layer="seccomp", state="enforced")]])
     metrics.phase("triage", 0.4)
@@ -149,3 +154,16 @@ def test_the_build_and_the_process_are_known(metrics: Metrics) -> None:
 def test_two_daemons_in_one_process_do_not_share_series(metrics: Metrics) -> None:
     metrics.worker_died("a")
     assert sample(Metrics("0.1.0", []), "agentd_worker_deaths_total", agent="a") is None
+
+
+def test_an_agent_that_is_gone_leaves_its_place_to_another() -> None:
+    metrics = Metrics("0.1.0", [], agents_max=1)
+    metrics.worker_died("gate")
+    metrics.component_trapped("gate", "component.fuel")
+    metrics.agent_gone("gate")
+    metrics.agent_gone("nobody")
+    metrics.worker_died("opsclaw")
+    assert sample(metrics, "agentd_worker_deaths_total", agent="opsclaw") == 1
+    assert sample(metrics, "agentd_worker_deaths_total", agent="gate") is None
+    trapped = sample(metrics, "agentd_component_traps_total", agent="gate", code="component.fuel")
+    assert trapped is None

@@ -101,3 +101,23 @@ async def test_a_question_that_failed_is_asked_again(scorer: Scorer) -> None:
 async def test_an_owner_without_duties_is_not_asked_about(scorer: Scorer) -> None:
     assert await preferences_of(scorer).of("help", ["stranger"], "normal") == {}
     assert not scorer.asked
+
+
+async def test_owners_who_come_and_go_are_asked_about_from_then_on(scorer: Scorer) -> None:
+    preferences = preferences_of(scorer)
+    scorer.go_on.set()
+    before = await preferences.of("help", ["opsclaw"], "normal")
+    preferences.know({"opsclaw": ["something quite different"], "gate": ["guard"]})
+    now = await preferences.of("help", ["opsclaw", "devclaw", "gate"], "normal")
+    assert sorted(now) == ["gate", "opsclaw"]
+    assert now["opsclaw"] != before["opsclaw"]
+
+
+async def test_an_owner_who_goes_while_he_is_asked_about_is_answered_for(scorer: Scorer) -> None:
+    preferences = preferences_of(scorer)
+    asking = asyncio.create_task(preferences.of("help", ["opsclaw"], "normal"))
+    await asyncio.sleep(0)
+    preferences.know({})
+    scorer.go_on.set()
+    assert "opsclaw" in await asking
+    assert await preferences.of("help", ["opsclaw"], "normal") == {}

@@ -68,9 +68,16 @@ class Bench:
         return [msgspec.json.decode(data)["message"] for (data,) in rows]
 
     @contextlib.asynccontextmanager
-    async def screening(self, engine: HarmedEngine, seconds_max: float) -> AsyncIterator[None]:
+    async def screening(
+        self, engine: HarmedEngine, seconds_max: float, more: Sequence[AgentConfig] = ()
+    ) -> AsyncIterator[None]:
         screener = Screener(
-            AGENTS, ["thanks"], self.store, self.store.reader("screening"), engine, seconds_max
+            [*AGENTS, *more],
+            ["thanks"],
+            self.store,
+            self.store.reader("screening"),
+            engine,
+            seconds_max,
         )
         task = asyncio.create_task(screener.run())
         try:
@@ -207,3 +214,39 @@ async def test_a_full_disk_is_waited_out(bench: Bench, monkeypatch: pytest.Monke
         await bench.let_go([message])
         assert refused == ["attach_screening"] * 4
         assert (await bench.evidence(message))["opsclaw"].nearest
+
+
+async def test_agents_who_come_are_compared_with_once_their_duties_are_embedded(
+    bench: Bench,
+) -> None:
+    engine = HarmedEngine()
+    gate = AgentConfig(name="gate", duties=["guard the gate"], consumes=["user.request"])
+    async with supervised(engine):
+        screener = Screener(
+            AGENTS, ["thanks"], bench.store, bench.store.reader("screening"), engine, 30.0
+        )
+        task = asyncio.create_task(screener.run())
+        try:
+            (before,) = await bench.publish("guard the gate")
+            await bench.let_go([before])
+            assert "gate" not in (await bench.evidence(before))["opsclaw"].scores
+            screener.know({agent.name: agent for agent in [*AGENTS, gate]})
+
+            async def compared() -> bool:
+                (message,) = await bench.publish(f"guard the gate {time.monotonic_ns()}")
+                await bench.let_go([message])
+                return "gate" in (await bench.evidence(message))["opsclaw"].scores
+
+            await until(compared)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_one_that_takes_what_comes_is_not_compared_with(bench: Bench) -> None:
+    engine = HarmedEngine()
+    gate = AgentConfig(name="gate", component=Path("gate.wasm"), consumes=["user.request"])
+    async with supervised(engine), bench.screening(engine, seconds_max=30.0, more=[gate]):
+        (message,) = await bench.publish("disk full")
+        await bench.let_go([message])
+        assert "gate" not in (await bench.evidence(message))["opsclaw"].scores

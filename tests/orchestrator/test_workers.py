@@ -5,14 +5,16 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from ipc_protocol.aio import Handlers
+from ipc_protocol.components import Compile
 from ipc_protocol.errors import Failure
+from ipc_protocol.methods import COMPILER_COMPILE
 from ipc_protocol.work import Fork
 from orchestrator.supervision.lines import LINES_BURST_MAX
 from orchestrator.workers import ANSWER_SECONDS_MAX, Worker, Zygote, ZygoteDied
@@ -104,6 +106,72 @@ async def test_a_worker_leaves_no_descriptor_behind() -> None:
             pass
         assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
         assert len(os.listdir(f"/proc/{zygote.pid}/fd")) == theirs  # noqa: PTH208
+
+
+# ---- Descriptors of a role -----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def file_of(path: Path, content: bytes) -> Iterator[int]:
+    path.write_bytes(content)
+    fd = os.open(path, os.O_RDWR)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+async def test_native_code_that_cannot_be_loaded_is_a_failure_of_the_component(
+    tmp_path: Path,
+) -> None:
+    def fork(token: int) -> Fork:
+        return msgspec.structs.replace(fork_of("opsclaw"), token=token, native=True)
+
+    async with running_zygote() as zygote:
+        with (
+            file_of(tmp_path / "native", b"no native code") as native,
+            pytest.raises(Failure) as no,
+        ):
+            async with zygote.worker(fork, Handlers(), (native,)):
+                pass
+        assert no.value.code == "component.compile"
+        assert await up(zygote) == zygote.pid
+
+
+async def test_a_fork_without_the_descriptors_of_its_role_is_refused(tmp_path: Path) -> None:
+    def fork(token: int) -> Fork:
+        return msgspec.structs.replace(fork_of("echo"), token=token, role="compiler")
+
+    async with running_zygote() as zygote:
+        with file_of(tmp_path / "component", b"") as component, pytest.raises(Failure) as no:
+            async with zygote.worker(fork, Handlers(), (component,)):
+                pass
+        assert no.value.code == "request.invalid"
+        assert "3 descriptors" in str(no.value)
+        assert await up(zygote) == zygote.pid
+
+
+async def test_a_compiler_speaks_in_its_own_name_and_leaves_no_descriptor_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fork(token: int) -> Fork:
+        return msgspec.structs.replace(fork_of("echo"), token=token, role="compiler")
+
+    caplog.set_level(logging.INFO)
+    async with running_zygote() as zygote:
+        await up(zygote)
+        theirs = len(os.listdir(f"/proc/{zygote.pid}/fd"))  # noqa: PTH208
+        with (
+            file_of(tmp_path / "component", b"no component") as component,
+            file_of(tmp_path / "native", b"") as native,
+        ):
+            async with zygote.worker(fork, Handlers(), (component, native)) as compiler:
+                await write_errors(compiler, b"compiling")
+                with pytest.raises(Failure) as no:
+                    await compiler.connection.call(COMPILER_COMPILE, Compile())
+        assert no.value.code == "component.malformed"
+        assert len(os.listdir(f"/proc/{zygote.pid}/fd")) == theirs  # noqa: PTH208
+    assert "compiler/echo: compiling" in caplog.messages
 
 
 # ---- When the zygote dies ------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,11 @@ from typing import Any
 
 import msgpack
 import uvloop
+import wasmtime
+from wasmtime.component import Linker
+
+from agent_runtime.component import library
+from agent_runtime.component.native import Native
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.argtypes = (ctypes.c_long, *[ctypes.c_long] * 5)
@@ -150,6 +156,12 @@ def make_executable(_: Arguments) -> int:
     return _checked(_libc.mprotect(address, _PAGE, mmap.PROT_READ | mmap.PROT_EXEC))
 
 
+def make_executable_while_writable(_: Arguments) -> int:
+    page = mmap.mmap(-1, _PAGE, prot=_READ_WRITE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    return _checked(_libc.mprotect(address, _PAGE, _READ_WRITE | mmap.PROT_EXEC))
+
+
 def make_memory_file(_: Arguments) -> int:
     return os.memfd_create("code")
 
@@ -159,6 +171,10 @@ def fork(_: Arguments) -> int:
     if pid == 0:
         os._exit(0)
     return os.waitpid(pid, 0)[1]
+
+
+def start_thread(_: Arguments) -> None:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
 
 
 def execute(_: Arguments) -> None:
@@ -197,6 +213,24 @@ def open_descriptors(_: Arguments) -> list[int]:
 
 def random_number(_: Arguments) -> float:
     return random.random()
+
+
+def write_scratch(arguments: Arguments) -> int:
+    with open("file", "wb", buffering=0) as file:
+        return file.write(b"x" * arguments["bytes"])
+
+
+def write_descriptor(arguments: Arguments) -> int:
+    return os.write(arguments["fd"], b"written")
+
+
+def read_descriptor(arguments: Arguments) -> str:
+    return os.pread(arguments["fd"], 64, 0).decode()
+
+
+def burn_cpu(_: Arguments) -> None:
+    while True:
+        pass
 
 
 def write_log(arguments: Arguments) -> None:
@@ -288,8 +322,10 @@ ATTEMPTS: dict[str, Callable[[Arguments], Any]] = {
         map_executable,
         map_plain,
         make_executable,
+        make_executable_while_writable,
         make_memory_file,
         fork,
+        start_thread,
         execute,
         system_call,
         control_process,
@@ -297,6 +333,10 @@ ATTEMPTS: dict[str, Callable[[Arguments], Any]] = {
         take_descriptors,
         open_descriptors,
         random_number,
+        write_scratch,
+        write_descriptor,
+        read_descriptor,
+        burn_cpu,
         write_log,
         describe_exception,
         encode_domain,
@@ -311,4 +351,26 @@ ATTEMPTS: dict[str, Callable[[Arguments], Any]] = {
 
 TAKEOVERS: dict[str, Callable[[socket.socket], None]] = {
     function.__name__: function for function in (run_uvloop, run_asyncio)
+}
+
+
+def call_component(native: Native, arguments: Arguments) -> Any:
+    """Call an export without parameters, with a deadline. Returns the result or the cause."""
+    store = wasmtime.Store(library.engine())
+    store.set_fuel(1 << 62)
+    store.set_epoch_deadline(1)
+    instance = Linker(library.engine()).instantiate(store, native.component)
+    function = instance.get_func(store, arguments["export"])
+    assert function is not None
+    native.ticker.arm(arguments["seconds"])
+    try:
+        return function(store)
+    except wasmtime.WasmtimeError as error:
+        return str(error).strip().rpartition("wasm trap: ")[2]
+    finally:
+        native.ticker.disarm()
+
+
+WITH_COMPONENT: dict[str, Callable[[Native, Arguments], Any]] = {
+    function.__name__: function for function in (call_component,)
 }

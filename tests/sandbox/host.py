@@ -20,10 +20,10 @@ from typing import Any, NoReturn
 
 import msgspec
 import pyseccomp
-from attacks import ATTEMPTS, TAKEOVERS
+from attacks import ATTEMPTS, TAKEOVERS, WITH_COMPONENT
 
 from agent_runtime import sandbox
-from agent_runtime.sandbox import syscalls
+from agent_runtime.component.native import Native, preload
 from agent_runtime.zygote import ForkError, WorkerSpec, Zygote
 
 _AGENT_UID = 61184
@@ -32,7 +32,16 @@ _SECONDS_MAX = 20
 _HANG_SECONDS = 0.3
 
 
-def worker_main(connection: socket.socket, spec: WorkerSpec) -> NoReturn:
+def worker_main(connection: socket.socket, spec: WorkerSpec, native: Native | None) -> NoReturn:
+    _attempt_until_closed(connection, native)
+
+
+def compiler_main(connection: socket.socket, component_fd: int, native_fd: int) -> NoReturn:
+    assert component_fd != native_fd
+    _attempt_until_closed(connection, None)
+
+
+def _attempt_until_closed(connection: socket.socket, native: Native | None) -> NoReturn:
     connection.setblocking(True)
     while line := connection.recv(65536):
         request = json.loads(line)
@@ -42,25 +51,33 @@ def worker_main(connection: socket.socket, spec: WorkerSpec) -> NoReturn:
             takeover(connection)
             break
         try:
-            answer = {"value": ATTEMPTS[request["attempt"]](request["arguments"])}
+            answer = {"value": _attempt(request["attempt"], request["arguments"], native)}
         except OSError as error:
             answer = {"refused": errno.errorcode.get(error.errno or 0, str(error))}
-        except MemoryError:
-            answer = {"refused": "MemoryError"}
+        except (MemoryError, RuntimeError) as error:
+            answer = {"refused": type(error).__name__}
         connection.sendall(json.dumps(answer).encode())
     raise SystemExit(0)
+
+
+def _attempt(name: str, arguments: dict[str, Any], native: Native | None) -> Any:
+    if native is not None and name in WITH_COMPONENT:
+        return WITH_COMPONENT[name](native, arguments)
+    return ATTEMPTS[name](arguments)
 
 
 def _answer_calls(names: list[str], action: int) -> pyseccomp.SyscallFilter:
     """A filter of the host's own, as a container engine would install it."""
     program = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     for name in names:
-        condition = []
-        if name == "prctl":  # only the part of it that installs a filter
-            condition = [pyseccomp.Arg(0, pyseccomp.EQ, syscalls.PR_SET_SECCOMP)]
-        program.add_rule(action, name, *condition)
+        program.add_rule(action, name)
     program.load()
     return program
+
+
+def _descriptor(path: str) -> int:
+    """As whoever forks gets it from somebody who may open it: one that is writable, or not."""
+    return os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
 
 
 def _open_descriptors() -> int:
@@ -78,22 +95,26 @@ class Host:
         spec = WorkerSpec(
             agent="tested",
             sandbox=request["mode"],
-            memory_bytes_max=64 * _MEGABYTE,
+            memory_bytes_max=request.get("memory_bytes_max", 64 * _MEGABYTE),
             scratch_bytes_max=_MEGABYTE,
             uid=self.agent_uid,
             gid=self.agent_uid,
+            cpu_seconds_max=request.get("cpu_seconds_max"),
         )
+        given = [_descriptor(path) for path in request.get("given", ())]
         ours, theirs = socket.socketpair()
         ours.settimeout(_SECONDS_MAX)
         before = _open_descriptors()
         try:
-            worker = self.zygote.fork(spec, theirs.fileno(), self.log_write)
+            fork = self.zygote.fork_compiler if request.get("compiles") else self.zygote.fork
+            worker = fork(spec, theirs.fileno(), self.log_write, *given)
             leaked = _open_descriptors() - before
         except ForkError as error:
             answer = {
                 "layer": error.layer,
                 "errno": errno.errorcode.get(error.errno, ""),
                 "message": error.message,
+                "code": error.problem and error.problem.code,
                 "cure": error.cure,
                 "reports": msgspec.to_builtins(error.reports),
                 "leaked": _open_descriptors() - before,
@@ -102,6 +123,8 @@ class Host:
             return answer
         finally:
             theirs.close()
+            for descriptor in given:
+                os.close(descriptor)
         self.peers[worker.pid] = ours
         return {
             "pid": worker.pid,
@@ -159,6 +182,7 @@ def main() -> None:
     parser.add_argument("--keep-user", action="store_true")
     options = parser.parse_args()
     sandbox.preload()
+    preload()
     # Something worth stealing, which the zygote's workers must not inherit.
     secret = os.memfd_create("secret")
     os.set_inheritable(secret, True)
@@ -177,7 +201,7 @@ def main() -> None:
         os.setresuid(options.uid, options.uid, options.uid)
     agent_uid = None if options.keep_user or os.geteuid() != 0 else _AGENT_UID
     seconds_max = _HANG_SECONDS if options.hang else _SECONDS_MAX
-    with Zygote(worker_main, fork_seconds_max=seconds_max) as zygote:
+    with Zygote(worker_main, compiler_main, fork_seconds_max=seconds_max) as zygote:
         host = Host(zygote, os.pipe(), agent_uid)
         for line in sys.stdin:
             request = json.loads(line)

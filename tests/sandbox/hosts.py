@@ -38,8 +38,9 @@ class HostProcess:
         assert answer, f"the host died with {self.process.wait()}"
         return json.loads(answer)
 
-    def fork(self, mode: str = "strict") -> dict[str, Any]:
-        worker = self.do("fork", mode=mode)
+    def fork(self, mode: str = "strict", **options: Any) -> dict[str, Any]:
+        """`given` are paths of files whose descriptors it gets, beside its socket and its log."""
+        worker = self.do("fork", mode=mode, **options)
         assert "error" not in worker, worker
         return worker
 

@@ -76,7 +76,7 @@ def test_standard_takes_the_layers_that_are_left(
         ("unshare", "namespaces"),
         ("prlimit64", "rlimits"),
         ("capset", "no-new-privileges"),
-        ("prctl", "seccomp"),
+        ("seccomp", "seccomp"),
     ],
 )
 def test_strict_names_the_layer_that_the_host_lacks(
@@ -93,7 +93,7 @@ def test_strict_names_the_layer_that_the_host_lacks(
 
 @pytest.mark.parametrize(
     ("call", "layer"),
-    [("landlock_create_ruleset", "landlock"), ("pivot_root", "root"), ("prctl", "seccomp")],
+    [("landlock_create_ruleset", "landlock"), ("pivot_root", "root"), ("seccomp", "seccomp")],
 )
 def test_standard_starts_without_it_and_says_so(
     make_host: HostMaker, call: str, layer: str
@@ -138,7 +138,7 @@ def test_a_failed_fork_says_why_and_leaves_nobody_behind(
 @pytest.fixture
 def host_without_seccomp(make_host: HostMaker) -> HostProcess:
     """Workers of it lack the layer that answers most attempts first."""
-    return make_host("--refuse", "prctl")
+    return make_host("--refuse", "seccomp")
 
 
 @pytest.mark.parametrize(

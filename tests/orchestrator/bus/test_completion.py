@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from ipc_protocol.errors import Failure
-from ipc_protocol.work import Evidence, MemoryEntry, Outgoing, TaskChange
+from ipc_protocol.work import Evidence, MemoryEntry, Outgoing, StateChange, TaskChange
 from orchestrator.bus.leasing import Fail, ResumeDue, fail, resume_due
 from orchestrator.bus.limits import (
     BACKPRESSURE_RETRY_US,
@@ -17,6 +17,9 @@ from orchestrator.bus.limits import (
     MEMORY_CHARS_MAX,
     OUTPUTS_MAX,
     RUNS_MAX,
+    STATE_CHANGES_MAX,
+    STATE_KEY_BYTES_MAX,
+    STATE_VALUE_BYTES_MAX,
     TASK_CHANGES_MAX,
     TASK_CHARS_MAX,
 )
@@ -24,6 +27,7 @@ from orchestrator.bus.publishing import Publish, Screening, attach_screening, pu
 from orchestrator.bus.registration import Registration
 from orchestrator.bus.routing import BUS
 from orchestrator.bus.tasks import tasks_of
+from orchestrator.store.state import read_state, state_bytes
 
 Bus = Any
 """The fixture `bus`."""
@@ -416,3 +420,117 @@ async def test_nothing_is_put_off_for_ever(bus: Bus) -> None:
         await bus.store.apply(resume_due, BUS, ResumeDue())
     with pytest.raises(Failure, match="at most 7 times"):
         await bus.do_next("opsclaw", outcome="deferred", until_us=bus.now_us + DEFERRAL_US_MIN)
+
+
+# ---- State --------------------------------------------------------------------------------------
+
+KEEPER = Registration(name="keeper", consumes=["ops.>"], publishes=["ops.report"], state_max=1_000)
+
+
+@pytest.fixture
+async def keeper(empty_bus: Bus) -> Bus:
+    await empty_bus.register(KEEPER)
+    return empty_bus
+
+
+async def keep(bus: Bus, *changes: tuple[str, bytes | None], **more: Any) -> Any:
+    await bus.ask(topic="ops.disk")
+    state = [StateChange(key=key, value=value) for key, value in changes]
+    return await bus.do_next("keeper", state=state, **more)
+
+
+async def test_the_last_change_of_a_key_holds(keeper: Bus) -> None:
+    with keeper.store.changes.subscribe({"state.changed"}, 8) as changes:
+        await keep(keeper, ("a", b"1"), ("b", b"2"), ("a", b"3"), ("b", None))
+        told = (await anext(changes)).data
+    assert await keeper.reader.view(read_state, "keeper", "a") == b"3"
+    assert await keeper.reader.view(read_state, "keeper", "b") is None
+    assert told == {
+        "agent": "keeper",
+        "delivery": 1,
+        "correlation": "c1",
+        "changes": 4,
+        "bytes": 64 + 1 + 1,
+    }
+
+
+async def test_a_repeated_completion_changes_the_state_once(keeper: Bus) -> None:
+    await keeper.ask(topic="ops.disk")
+    delivery = await keeper.leased("keeper")
+    for value in (b"first", b"second"):
+        change = StateChange(key="a", value=value)
+        await keeper.complete("keeper", delivery, state=[change])
+    assert await keeper.reader.view(read_state, "keeper", "a") == b"first"
+
+
+async def test_a_state_that_would_be_too_large_takes_the_whole_completion_back(
+    keeper: Bus,
+) -> None:
+    await keep(keeper, ("a", bytes(800)))
+    before = await keeper.reader.view(state_bytes, "keeper")
+    refused = await failure_of(keep(keeper, ("b", bytes(800)), memories=[LESSON]))
+    assert refused.code == "work.refused"
+    assert refused.problem.details == {"agent": "keeper", "bytes": before + 64 + 1 + 800}
+    assert await keeper.value("SELECT count(*) FROM memory") == 0
+    assert await keeper.value("SELECT state FROM delivery WHERE id = 2") == "leased"
+    assert await keeper.reader.view(state_bytes, "keeper") == before
+
+
+async def test_a_state_is_full_to_the_last_byte(keeper: Bus) -> None:
+    await keep(keeper, ("a", bytes(1_000 - 64 - 1)))
+    assert await keeper.reader.view(state_bytes, "keeper") == 1_000
+
+
+async def test_a_state_over_a_lowered_limit_can_shrink_and_not_grow(keeper: Bus) -> None:
+    await keep(keeper, ("a", bytes(400)), ("b", bytes(400)))
+    await keeper.register(msgspec.structs.replace(KEEPER, state_max=100))
+    await keep(keeper, ("a", None))
+    refused = await failure_of(keep(keeper, ("b", bytes(401))))
+    assert refused.code == "work.refused"
+    assert await keeper.reader.view(state_bytes, "keeper") == 64 + 1 + 400
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("", b"")],
+        [("ä" * (STATE_KEY_BYTES_MAX // 2) + "x", b"")],
+        [("a", bytes(STATE_VALUE_BYTES_MAX + 1))],
+        [("a", None)] * (STATE_CHANGES_MAX + 1),
+    ],
+)
+async def test_changes_of_state_have_their_bounds(keeper: Bus, changes: list[Any]) -> None:
+    assert (await failure_of(keep(keeper, *changes))).code == "work.refused"
+
+
+async def test_the_largest_changes_of_state_are_taken(keeper: Bus) -> None:
+    await keeper.register(msgspec.structs.replace(KEEPER, state_max=2**30))
+    key = "ä" * (STATE_KEY_BYTES_MAX // 2)
+    changes: list[Any] = [(key, bytes(STATE_VALUE_BYTES_MAX))] * (STATE_CHANGES_MAX - 1)
+    await keep(keeper, *changes, ("a", None))
+    held = await keeper.reader.view(state_bytes, "keeper")
+    assert held == 64 + STATE_KEY_BYTES_MAX + STATE_VALUE_BYTES_MAX
+
+
+async def test_an_agent_without_a_limit_keeps_nothing(bus: Bus) -> None:
+    await bus.ask(topic="ops.disk")
+    change = StateChange(key="a", value=b"")
+    assert (await failure_of(bus.do_next("opsclaw", state=[change]))).code == "work.refused"
+
+
+async def test_a_deferral_changes_no_state(keeper: Bus) -> None:
+    until_us = keeper.now_us + DEFERRAL_US_MIN
+    refused = await failure_of(keep(keeper, ("a", b""), outcome="deferred", until_us=until_us))
+    assert refused.code == "work.refused"
+
+
+async def test_backpressure_leaves_the_state_as_it_was(empty_bus: Bus) -> None:
+    full = Registration(name="full", consumes=["ops.report"], inbox=1)
+    await empty_bus.register(KEEPER, full)
+    await empty_bus.ask(topic="ops.disk")
+    delivery = await empty_bus.leased("keeper")
+    await empty_bus.ask(topic="agent.full")
+    change = StateChange(key="a", value=b"x")
+    done = await empty_bus.complete("keeper", delivery, ("ops.report", "x"), state=[change])
+    assert done.state == "parked"
+    assert await empty_bus.reader.view(read_state, "keeper", "a") is None

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ipc_protocol.errors import Failure
@@ -400,6 +401,21 @@ async def test_a_new_version_of_the_loop_begins_a_delivery_anew(bus: Bus) -> Non
     assert again.handle.delivery == first.handle.delivery
     assert (again.handle.beginning.loop, again.handle.beginning.seed) == (2, 8)
     assert await bus.value("SELECT count(*) FROM journal WHERE kind = 'beginning'") == 2
+
+
+async def test_another_component_begins_a_delivery_anew(bus: Bus) -> None:
+    await bus.ask()
+    lease = Lease(agent="opsclaw", incarnation="w1", seed=7, loop=1, prompts={}, component="a" * 64)
+    seeds = []
+    for seed, component in ((7, "a"), (8, "a"), (9, "b"), (10, ""), (11, "a")):
+        wanted = msgspec.structs.replace(lease, seed=seed, component=component * 64)
+        leased = await bus.store.apply(lease_next, BUS, wanted)
+        assert leased is not None
+        beginning = leased.handle.beginning
+        assert beginning.component == component * 64
+        seeds.append(beginning.seed)
+        await bus.store.apply(release_leases, BUS, ReleaseLeases())
+    assert seeds == [7, 7, 9, 10, 11]
 
 
 async def test_a_message_that_nobody_begins_ends_without_its_agent(bus: Bus) -> None:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import asdict
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import (
@@ -19,7 +21,9 @@ from ipc_protocol.work import (
     Verdict,
     Weigh,
     Weighed,
+    effect_key,
 )
+from orchestrator.budget import Spent
 from orchestrator.bus.attention import (
     AnswerAttention,
     RaiseAttention,
@@ -28,8 +32,17 @@ from orchestrator.bus.attention import (
     raise_attention,
     request_attention,
 )
-from orchestrator.bus.journal import Append, append_journal, read_journal
-from orchestrator.bus.leasing import Fail, ReleaseLeases, Wake, fail, release_leases, wake
+from orchestrator.bus.journal import Append, append_journal, read_journal, spent
+from orchestrator.bus.leasing import (
+    Fail,
+    Lease,
+    ReleaseLeases,
+    Wake,
+    fail,
+    lease_next,
+    release_leases,
+    wake,
+)
 from orchestrator.bus.limits import DEFERRAL_US_MIN
 from orchestrator.bus.observations import HealthEvent, Span, record_span, report_health
 from orchestrator.bus.routing import BUS, OPERATOR, SUPERVISOR
@@ -122,6 +135,39 @@ async def test_only_the_holder_writes_the_journal(bus: Bus, delivery: int) -> No
             append(bus, delivery, 0, TOOL, Noted(), agent=agent, incarnation=incarnation)
         )
         assert refused.code == "work.unknown-delivery"
+
+
+async def test_what_another_component_has_spent_does_not_count(bus: Bus) -> None:
+    await bus.ask(topic="ops.disk")
+
+    async def leased(component: str) -> Spent:
+        await bus.store.apply(release_leases, BUS, ReleaseLeases())
+        wanted = Lease(
+            agent="opsclaw", incarnation="w1", seed=1, loop=1, prompts={}, component=component
+        )
+        found = await bus.store.apply(lease_next, BUS, wanted)
+        assert found is not None
+        return Spent(**{**asdict(found.spent), "journal_bytes": 0})
+
+    assert await leased("a" * 64) == Spent()
+    await append(bus, 1, 1, TOOL, ToolResult(ok=True, output="x"), tokens=5)
+    assert await leased("a" * 64) == Spent(effects=1, steps=1, tokens=5)
+    assert await leased("b" * 64) == Spent()
+    await append(bus, 1, 1, Note(phase="act", summary="b"), Noted())
+    assert await leased("b" * 64) == Spent(effects=1)
+    await append(bus, 1, 2, Note(phase="act", summary="defer"), Noted())
+    until_us = bus.now_us + DEFERRAL_US_MIN
+    await bus.complete("opsclaw", 1, outcome="deferred", until_us=until_us)
+    await bus.store.apply(wake, BUS, Wake(delivery=1))
+    assert await leased("b" * 64) == Spent(effects=2)
+    assert await leased("a" * 64) == Spent()
+
+
+async def test_a_journal_knows_its_size(bus: Bus, delivery: int) -> None:
+    effect, result = Note(phase="act", summary="ä"), ToolResult(ok=True, output="x")
+    await append(bus, delivery, 1, effect, result)
+    size = len(effect_key(effect)) + len(msgspec.json.encode(result))
+    assert (await bus.reader.view(spent, delivery)).journal_bytes == size
 
 
 async def test_a_retry_knows_what_earlier_attempts_have_spent(bus: Bus, delivery: int) -> None:

@@ -10,6 +10,7 @@ from ipc_protocol.work import MemoryEntry, TaskChange, UseTool
 from orchestrator.bus.attention import RequestAttention, request_attention
 from orchestrator.bus.observations import HealthEvent, Span, record_span, report_health
 from orchestrator.bus.routing import BUS, OPERATOR, SUPERVISOR
+from orchestrator.bus.versions import InstallVersion, install_version
 from orchestrator.store.audit import Audit, record_audit
 from orchestrator.store.transaction import Transaction
 
@@ -52,12 +53,21 @@ async def full_bus(bus: Bus) -> Bus:
         "opsclaw",
         None,
     )
+    version = InstallVersion(
+        agent="opsclaw",
+        sha256="0" * 64,
+        size_bytes=1,
+        world="agent@0.2.0",
+        source="upgrade",
+        by=OPERATOR,
+    )
+    await bus.store.apply(install_version, BUS, version)
     return bus
 
 
 async def test_every_table_refuses_foreign_writes(full_bus: Bus) -> None:
     tables = [row[0] for row in await full_bus.reader.fetch(TABLES)]
-    assert len(tables) == 15, tables
+    assert len(tables) == 17, tables
     for table in tables:
         columns = await full_bus.reader.fetch(f"SELECT name FROM pragma_table_info('{table}')")
         column = columns[0][0]
@@ -76,7 +86,7 @@ async def test_every_table_refuses_foreign_writes(full_bus: Bus) -> None:
 
 
 async def test_what_an_agent_owns_is_not_the_buss(full_bus: Bus) -> None:
-    for table in ("state", "task", "memory", "attention"):
+    for table in ("state", "state_size", "task", "memory", "attention"):
         with pytest.raises(Failure):
             await full_bus.store.apply(execute, BUS, f"DELETE FROM {table}")
         await full_bus.store.apply(execute, "opsclaw", f"DELETE FROM {table}")

@@ -27,6 +27,9 @@ class Daemon:
         self.reply: str | None = "Free /var/log."
         self.failures: dict[str, Failure] = {}
         self.waited_for = threading.Event()
+        self.uploaded = b""
+        self.pieces: list[int] = []
+        self.unfinished = False
 
     def handlers(self) -> Handlers:
         handlers = Handlers()
@@ -35,7 +38,31 @@ class Daemon:
         handlers.add(methods.ASK, self._ask)
         handlers.add(methods.ANSWER, self._answer)
         handlers.add(methods.WATCH, self._watch)
+        handlers.add(methods.COMPONENT_UPLOAD, self._upload)
+        for method, answer in CHANGES:
+            handlers.add(method, self._changed(method.name, answer))
         return handlers
+
+    def _changed(self, name: str, answer: Any) -> Callable[[Any, Call], Any]:
+        canned = self._canned(name, answer)
+
+        async def handler(params: Any, call: Call) -> Any:
+            await call.send_item(control.AgentChange(stage="check", detail="sensor"))
+            await call.send_item(control.AgentChange(stage="compile", detail="1 s", done=0.5))
+            if self.unfinished:
+                await asyncio.Event().wait()
+            return await canned(params, call)
+
+        return handler
+
+    async def _upload(self, piece: control.ComponentPiece, _: Call) -> control.ComponentReceived:
+        """Keeps nothing of an upload but what came."""
+        if piece.offset == len(self.uploaded):
+            self.uploaded += piece.data
+            self.pieces.append(len(piece.data))
+        return control.ComponentReceived(
+            received_bytes=len(self.uploaded), complete=len(self.uploaded) == piece.total_bytes
+        )
 
     def _canned(self, name: str, answer: Any) -> Callable[[Any, Call], Any]:
         async def handler(params: Any, _: Call) -> Any:
@@ -217,6 +244,44 @@ TRACE = control.Trace(
     ],
     dead_letters=[control.DeadLetter(message=2, agent="uxclaw", reason="expired", at_us=NOW_US)],
 )
+VERSION = control.AgentVersion(
+    number=2,
+    sha256="ab" * 32,
+    size_bytes=1000,
+    world="agent@0.2.0",
+    source="upgrade",
+    state="active",
+    installed_by="operator",
+    installed_us=NOW_US,
+    activated_us=NOW_US,
+)
+BEFORE = control.AgentVersion(
+    number=1,
+    sha256="cd" * 32,
+    size_bytes=1000,
+    world="agent@0.1.0",
+    source="configuration",
+    state="retired",
+    installed_by="bus",
+    installed_us=NOW_US - 1_000_000,
+    activated_us=NOW_US - 1_000_000,
+    settled_us=NOW_US - 1_000_000,
+    ended_us=NOW_US,
+    reason="version 2 took its place",
+)
+PROBATION = control.OnProbation(since_us=NOW_US, handled=3, messages=20, us=60_000_000)
+UPGRADED = control.AgentUpgraded(
+    agent="sensor", version=VERSION, before=BEFORE, probation=PROBATION
+)
+CHANGES: list[tuple[methods.Method[Any, Any, Any], Any]] = [
+    (methods.AGENTS_UPGRADE, UPGRADED),
+    (methods.AGENTS_ROLLBACK, UPGRADED),
+    (
+        methods.AGENTS_ADD,
+        control.AgentAdded(agent="gate", file="/state/gate.toml", warnings=["no duties"]),
+    ),
+    (methods.AGENTS_RETIRE, control.AgentRetired(agent="gate", parked=2)),
+]
 HAPPENINGS = [
     control.Happening(
         at_us=NOW_US,
@@ -266,4 +331,8 @@ ANSWERS: list[tuple[methods.Method[Any, Any, Any], Any]] = [
         ),
     ),
     (methods.ATTENTION_ANSWER, inference.Nothing()),
+    (
+        methods.AGENTS_HISTORY,
+        control.AgentVersions(agent="sensor", versions=[VERSION, BEFORE], probation=PROBATION),
+    ),
 ]

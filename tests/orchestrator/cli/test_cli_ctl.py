@@ -32,6 +32,18 @@ COMMANDS: list[tuple[list[str], Any, list[str]]] = [
         ["healthy", "up 1 h 0 min", "opsclaw", "smollm2", "1/2", "2 queu", "without landlock"],
     ),
     (["agents"], control.Agents, ["opsclaw", "busy", "act, delivery 12", "without landlock"]),
+    (["agents", "list"], control.Agents, ["opsclaw", "busy"]),
+    (
+        ["agents", "history", "sensor"],
+        control.AgentVersions,
+        ["abababababab", "agent@0.2.0", "on probation, 3 of 20 messages", "took its place"],
+    ),
+    (
+        ["agents", "rollback", "sensor"],
+        control.AgentUpgraded,
+        ["version 2 (abababababab, agent@0.2.0) has taken over from version 1", "20 messages"],
+    ),
+    (["agents", "retire", "gate"], control.AgentRetired, ["gate is retired", "2 of its"]),
     (["slots"], control.Engines, ["decode", "17", "devclaw", "all slots busy", "512/8192"]),
     (["memory"], control.Memories, ["opsclaw", "Rotate logs weekly.", "0.70"]),
     (["tasks", "devclaw"], control.Tasks, ["rotate logs", "doing", "half-way"]),

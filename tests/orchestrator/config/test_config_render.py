@@ -19,7 +19,8 @@ def uncommented(text: str) -> str:
         line[1:] if line.startswith("#") and not line.startswith("# ") else line
         for line in text.split("\n")
     ]
-    return "\n".join(line for line in lines if not line.startswith("identity_file"))
+    files = ("identity_file", "component =", "config =", "config_file")
+    return "\n".join(line for line in lines if not line.startswith(files))
 
 
 def test_a_new_configuration_loads_without_a_warning(tmp_path: Path) -> None:

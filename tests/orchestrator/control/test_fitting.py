@@ -180,3 +180,11 @@ def test_texts_and_values_together_stay_within_what_is_given_to_them(
 def test_a_value_that_stays_is_the_same_object(value: dict[str, Any]) -> None:
     fitted = fit(trace(delivery(step(value, {})), messages=[message("m" * 999)]), 200)
     assert fitted.deliveries[0].steps[0].request is value
+
+
+def test_a_backtrace_without_end_is_cut_like_other_texts() -> None:
+    trap = control.Trap(code="component.trapped", message=LONG, at_us=1, backtrace=LONG)
+    fitted = fit(trace(delivery(traps=[trap])), text_bytes_max=100_000)
+    (cut,) = fitted.deliveries[0].traps
+    assert "(cut: 600000 bytes in all)" in cut.backtrace and "cut" in cut.message
+    assert fitted.cut.startswith("2 texts are cut")

@@ -344,6 +344,50 @@ def test_every_past_version_is_carried_forward(tmp_path: Path, version: int) -> 
     assert old.pragma("user_version") == len(migrations())
 
 
+ROWS_OF_VERSION_1 = """
+INSERT INTO agent VALUES (1, 'opsclaw', 'agent', 'active', 2, 64, '["ops.>"]', '[]', 1, 1);
+INSERT INTO topic_subscription VALUES ('opsclaw', 'ops.>');
+INSERT INTO conversation VALUES (1, 'c1', 'open', 2, 1, 'operator', 1, NULL, NULL, 1, NULL);
+INSERT INTO message
+  VALUES (1, 1, 1, 'ops.disk', 'operator', 2, x'00', NULL, NULL, 0, 0, NULL, NULL, 1, 9);
+INSERT INTO delivery (id, message, conversation, agent, class, state, composing, screened,
+  must_take, queued_us) VALUES (1, 1, 1, 'opsclaw', 2, 'queued', 0, 1, 0, 1);
+INSERT INTO prompt_set VALUES ('h', '{}', 1);
+INSERT INTO journal VALUES (1, 0, -1, 'beginning', NULL, zeroblob(32), 'null', '{"loop":1}', 0, 0,
+  'h', 1, 1);
+INSERT INTO journal VALUES (1, 0, 1, 'infer', 'act', zeroblob(32), '{}', '{"a":"b"}', 7, 5,
+  NULL, 2, 3);
+"""
+OWN_ROWS_OF_VERSION_1 = """
+INSERT INTO state VALUES ('opsclaw', 'ä', x'010203', 1), ('opsclaw', 'b', x'', 1);
+"""
+
+
+def test_what_version_1_wrote_is_kept(tmp_path: Path) -> None:
+    database = Database(tmp_path / "old.db", writable=True)
+    migrate(database, migrations()[:1])
+    database.actor = "bus"
+    database.execute(ROWS_OF_VERSION_1)
+    database.actor = "opsclaw"
+    database.execute(OWN_ROWS_OF_VERSION_1)
+    database.actor = ""
+    everything = "SELECT * FROM journal"
+    before = database.rows(everything)
+    migrate(database, migrations())
+    assert database.rows(everything) == before
+    assert database.rows("PRAGMA foreign_key_check") == []
+    assert database.pragma("integrity_check") == "ok"
+    assert database.rows("SELECT owner, bytes FROM state_size") == [
+        ("opsclaw", 64 + len("ä".encode()) + 3 + 64 + 1)
+    ]
+    found = database.rows("SELECT name, state, screened, state_max, retired_by FROM agent")
+    assert found == [("opsclaw", "active", 1, 0, None)]
+    database.actor = "opsclaw"
+    with pytest.raises(Failure, match="belongs to the bus"):
+        database.execute("DELETE FROM journal")
+    database.close()
+
+
 def test_a_migration_that_fails_leaves_the_version_before(tmp_path: Path) -> None:
     database = Database(tmp_path / "old.db", writable=True)
     with pytest.raises(apsw.SQLError):

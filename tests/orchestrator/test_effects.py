@@ -1,0 +1,237 @@
+"""The effects of a component: what it was granted, what they cost, and where they end."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipc_protocol.errors import Failure
+from ipc_protocol.inference import EngineStart
+from ipc_protocol.work import (
+    Effect,
+    EffectRequest,
+    EffectResult,
+    EmitHealth,
+    Evidence,
+    Infer,
+    ListTasks,
+    Note,
+    Noted,
+    Offer,
+    Offered,
+    ReadState,
+    Refused,
+    StateValue,
+    TaskList,
+    UseTool,
+    Weigh,
+    Weighed,
+)
+from orchestrator import effects as effects_module
+from orchestrator.budget import EFFECTS_OF_COMPONENT_MAX, Allowance, Spent
+from orchestrator.bus.leasing import Lease, ReleaseLeases, lease_next, release_leases
+from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
+from orchestrator.bus.routing import BUS, OPERATOR
+from orchestrator.config.types import AgentConfig, LimitsConfig
+from orchestrator.effects import EFFECT_BYTES_MAX, Attempt, Effects
+from orchestrator.engines import EmbeddingEngine
+from orchestrator.metrics import Metrics
+from orchestrator.store.store import Store
+from orchestrator.tools.folder import FolderLimits, WorkFolder
+from orchestrator.tools.tool import Grants, ToolContext
+
+AGENT = "gate"
+OWN: tuple[Effect, ...] = (
+    ReadState(key="a"),
+    ListTasks(),
+    EmitHealth(condition="degraded", detail="x"),
+)
+
+
+class Desk:
+    """A delivery in the hands of a worker that the test plays."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now_us = 1_800_000_000_000_000
+        self.incarnations = 0
+
+    def clock_us(self) -> int:
+        self.now_us += 1
+        return self.now_us
+
+    async def open(self) -> None:
+        self.store = await Store.open(self.folder / "agentd.db", clock_us=self.clock_us)
+        self.reader = self.store.reader("test")
+        agents = [Registration(name=AGENT, consumes=["ops.>"], publishes=["user.reply"])]
+        await self.store.apply(register_agents, BUS, RegisterAgents(agents=agents))
+        question = Publish(topic="ops.disk", payload=b"x", correlation="c1", screened=True)
+        await self.store.apply(publish, OPERATOR, question)
+
+    def effects(self, *imports: Any, component: bool = True) -> Effects:
+        async def nothing(*_: object) -> list[Any]:
+            return []
+
+        config = AgentConfig(
+            name=AGENT,
+            component=Path("gate.wasm") if component else None,
+            imports=list(imports),
+            limits=LimitsConfig(steps=1, tokens=64),
+        )
+        return Effects(
+            config,
+            store=self.store,
+            reader=self.reader,
+            language=None,
+            preferences=None,
+            preference_weight=1.0,
+            embedding=EmbeddingEngine(
+                EngineStart(name="embed", path=""), self.clock_us, lambda name: None
+            ),
+            tools=lambda _: ToolContext(
+                Grants(agent=AGENT, tools=()),
+                WorkFolder(self.folder, FolderLimits()),
+                lambda topic: False,
+                nothing,
+                nothing,
+            ),
+            metrics=Metrics("0", ()),
+            clock_us=self.clock_us,
+        )
+
+    async def attempt(self, evidence: Evidence | None = None) -> Attempt:
+        await self.store.apply(release_leases, BUS, ReleaseLeases())
+        self.incarnations += 1
+        incarnation = f"w{self.incarnations}"
+        lease = Lease(agent=AGENT, incarnation=incarnation, seed=1, loop=1, prompts={})
+        leased = await self.store.apply(lease_next, BUS, lease)
+        assert leased is not None
+        return Attempt(
+            delivery=leased.handle.delivery,
+            incarnation=incarnation,
+            priority="normal",
+            message="x",
+            evidence=evidence,
+            spent=leased.spent,
+        )
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    made = Desk(tmp_path)
+    await made.open()
+    yield made
+    await made.store.close()
+
+
+async def ask(effects: Effects, attempt: Attempt, effect: Effect) -> EffectResult:
+    request = EffectRequest(delivery=attempt.delivery, step=attempt.steps + 1, effect=effect)
+    return await effects.perform(attempt, request)
+
+
+async def failure_of(awaitable: Any) -> Failure:
+    with pytest.raises(Failure) as failure:
+        await awaitable
+    return failure.value
+
+
+async def test_what_was_granted_is_answered_and_replayed(desk: Desk) -> None:
+    effects = desk.effects("state", "tasks", "health")
+    asked = (Offer(topic="user.reply", payload_bytes=1), *OWN)
+    answered = (Offered(), StateValue(value=None), TaskList(tasks=[]), Noted())
+    for _ in range(2):
+        attempt = await desk.attempt()
+        for effect, result in zip(asked, answered, strict=True):
+            assert await ask(effects, attempt, effect) == result
+    assert await desk.reader.fetch("SELECT count(*) FROM journal WHERE step > 0") == [(4,)]
+    assert await desk.reader.fetch("SELECT count(*) FROM health") == [(1,)]
+
+
+async def test_what_was_spent_is_what_the_journal_says(desk: Desk) -> None:
+    effects = desk.effects("state", "health")
+    attempt = await desk.attempt()
+    for effect in (
+        ReadState(key="ä"),
+        EmitHealth(condition="healthy", detail=""),
+        Note(phase="act", summary="x"),
+        UseTool(name="none", arguments={}),
+    ):
+        await ask(effects, attempt, effect)
+    again = await desk.attempt()
+    assert again.spent.effects == 4
+    assert attempt.spent == again.spent
+
+
+@pytest.mark.parametrize("effect", OWN)
+@pytest.mark.parametrize(("imports", "component"), [((), True), (("logging",), True), ((), False)])
+async def test_what_was_not_granted_ends_the_delivery(
+    desk: Desk, effect: Effect, imports: tuple[str, ...], component: bool
+) -> None:
+    effects = desk.effects(*imports, component=component)
+    refused = await failure_of(ask(effects, await desk.attempt(), effect))
+    assert refused.code == "component.grant"
+    assert "`imports`" in refused.problem.cure
+    assert await desk.reader.fetch("SELECT count(*) FROM health") == [(0,)]
+
+
+async def test_the_bus_needs_no_grant(desk: Desk) -> None:
+    offer = Offer(topic="ops.secret", payload_bytes=1)
+    found = await ask(desk.effects(), await desk.attempt(), offer)
+    assert isinstance(found, Offered)
+    assert found.problem is not None
+
+
+async def test_a_component_has_more_effects_than_a_loop_and_an_end_of_them(desk: Desk) -> None:
+    effects = desk.effects("state")
+    allowed = Allowance(steps=1, tokens=64, time_us=1, component=True).effects
+    assert allowed > EFFECTS_OF_COMPONENT_MAX
+    attempt = await desk.attempt()
+    attempt.spent = Spent(effects=allowed - 1)
+    assert await ask(effects, attempt, ReadState(key="a")) == StateValue(value=None)
+    assert (await failure_of(ask(effects, attempt, ReadState(key="b")))).code == "work.budget"
+
+
+async def test_an_effect_has_a_size(desk: Desk) -> None:
+    effects = desk.effects("health")
+    detail = "x" * EFFECT_BYTES_MAX
+    effect = EmitHealth(condition="healthy", detail=detail)
+    refused = await failure_of(ask(effects, await desk.attempt(), effect))
+    assert refused.code == "request.invalid"
+
+
+async def test_a_journal_has_a_size(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effects_module, "JOURNAL_BYTES_MAX", 1_000)
+    effects = desk.effects("health")
+    attempt = await desk.attempt()
+    effect = EmitHealth(condition="healthy", detail="x" * 400)
+    for _ in range(2):
+        assert await ask(effects, attempt, effect) == Noted()
+    assert (await failure_of(ask(effects, attempt, effect))).code == "work.budget"
+    again = await desk.attempt()
+    for _ in range(2):
+        assert await ask(effects, again, effect) == Noted()
+    assert (await failure_of(ask(effects, again, effect))).code == "work.budget"
+
+
+async def test_who_has_no_model_is_told_so(desk: Desk) -> None:
+    infer = Infer(phase="act", messages=[], tokens_max=1)
+    found = await ask(desk.effects(), await desk.attempt(), infer)
+    assert isinstance(found, Refused)
+    assert found.code == "inference.unavailable"
+
+
+async def test_who_has_no_model_weighs_by_screening_alone(desk: Desk) -> None:
+    evidence = Evidence(
+        agent=AGENT,
+        score=0.9,
+        margin=0.9,
+        scores={AGENT: 0.9},
+        nobody=0.0,
+        nearest="x",
+        recipients=(AGENT,),
+    )
+    found = await ask(desk.effects(), await desk.attempt(evidence), Weigh(phase="triage"))
+    assert isinstance(found, Weighed)
+    assert (found.verdict.action, found.preferences) == ("act", {})
