@@ -6,6 +6,7 @@ message on the topic that it is configured with, and `sink` takes those answers.
 
 import asyncio
 import json
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,9 @@ def component_daemon(folder: Path) -> Iterator[RunningDaemon]:
     made = agentd("init", str(folder / "here"))
     assert made.status == 0, made.errors
     installation = Installation(folder / "here")
+    document = tomllib.loads(installation.config.read_text())
+    del document["model"]  # nobody needs one
+    installation.config.write_text(tomli_w.dumps(document))
     for path in (installation.folder / "agents.d").glob("*.toml"):
         path.unlink()
     agents = installation.folder / "agents.d"

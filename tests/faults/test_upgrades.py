@@ -87,9 +87,10 @@ def test_a_version_that_fails_on_its_tenth_message_goes_back_and_nothing_is_lost
 ) -> None:
     asyncio.run(_upgrade_under_load(daemon, write_component(tmp_path, "bad", bad)))
     _all_once(daemon)
-    version = _wait_state(daemon, 2, "reverted")
+    version = _wait_state(daemon, 2, "rolled-back")
     assert "trap" in version["reason"] or "fuel" in version["reason"]
-    _wait_state(daemon, 1, "active")
+    again = _wait_state(daemon, 3, "active")
+    assert (again["source"], again["sha256"]) == ("rollback", _history(daemon)[0]["sha256"])
     assert daemon.agent("echo")["state"] in ("idle", "busy")
 
 
