@@ -72,7 +72,7 @@ SEED_BITS: Final = 63
 """A seed is an integer of the store."""
 
 ZYGOTE_DEATHS_MAX: Final = 3
-"""Under one start of a successor. Something else is wrong after that."""
+"""Under one start of a successor or of a rehearsal. Something else is wrong after that."""
 
 LEAVING: Final = "retired, and finishes what it has"
 
@@ -233,6 +233,11 @@ class Driver:
         self._supervisor.release()
 
     # -- one version after the other
+
+    async def rehearse(self, sha256: str) -> None:
+        """Start a worker with a component, and stop it. Raises `Failure` where that fails."""
+        incarnation = await self._begin_successor(sha256)
+        await self._incarnations.end(incarnation, in_order=True)
 
     async def succeed(self, sha256: str, change: Change, on_start: Callable[[], None]) -> Version:
         """Begin a worker of another component and let it take over. Returns the new version.

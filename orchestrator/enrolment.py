@@ -94,7 +94,7 @@ class Enrolment:
 
     async def add(self, asked: control.AddAgent, report: Report) -> control.AgentAdded:
         """Raises `request.invalid`, with all that is wrong with the file, and `component.*`."""
-        components, sizes = await self._uploaded(asked)
+        components, hashes = await self._uploaded(asked)
         added = self._read(asked, components)
         name = added.agent.name
         with self._roster.changing(name), contextlib.ExitStack() as stack:
@@ -104,9 +104,10 @@ class Enrolment:
             async with telling(report) as tell:
                 tell(control.AgentChange(stage="check", detail=name))
                 if added.agent.component is not None:
-                    sha256 = sizes[added.agent.component]
+                    sha256 = hashes[added.agent.component]
                     stack.enter_context(contextlib.closing(await self._ready(added, sha256, tell)))
-                tell(control.AgentChange(stage="start", detail=name))
+                    tell(control.AgentChange(stage="start", detail=name))
+                    await self._roster.candidate(added.agent).rehearse(sha256)
                 file = configured
                 if file is None:
                     file = self._folder / f"{name}.toml"

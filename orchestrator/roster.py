@@ -86,8 +86,18 @@ class Roster(Mapping[str, Driver]):
             self._start(agent.name)
         return driver
 
+    def candidate(self, agent: AgentConfig) -> Driver:
+        """The driver of an agent that is not there yet, to find out whether it starts."""
+        return self._make(agent, self._free_number())
+
     def _place(self, agent: AgentConfig) -> Driver:
         assert agent.name not in self._drivers
+        number = self._free_number()
+        driver = self._drivers[agent.name] = self._make(agent, number)
+        self._numbers[agent.name] = number
+        return driver
+
+    def _free_number(self) -> int:
         taken = set(self._numbers.values())
         number = next(each for each in itertools.count() if each not in taken)
         if number >= WORKERS_MAX:
@@ -96,9 +106,7 @@ class Roster(Mapping[str, Driver]):
                 f"There are {WORKERS_MAX} agents, and no more than that.",
                 "Retire some.",
             )
-        driver = self._drivers[agent.name] = self._make(agent, number)
-        self._numbers[agent.name] = number
-        return driver
+        return number
 
     def leave(self, name: str) -> None:
         """It only finishes what it has."""

@@ -320,7 +320,7 @@ def _unreadable(path: Path, what: str, why: str) -> CommandError:
 
 def _wrong_file(error: CommandError) -> CommandError:
     """The status of a wrong configuration, for a file that is none."""
-    if "problems" not in error.details:
+    if error.code != "request.invalid" or "problems" not in error.details:
         return error
     return CommandError(
         Exit.CONFIG, error.message, error.cure, code="config.wrong", details=error.details

@@ -4,6 +4,7 @@ One daemon sees all of it. After each case its process is the same, and so is th
 """
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -62,7 +63,7 @@ REFUSED: Final = {
     "core module": Refused(wat.CORE_MODULE, "component.malformed", ("core module", "component")),
     "no component at all": Refused("", "component.malformed", ("WebAssembly",)),
     "another world": Refused(wat.EMPTY, "component.world", ("lifecycle", "agent@0.1.0")),
-    "another type": Refused(wat.WRONG_RESULT, "component.world", ("handle", "list<envelope")),
+    "another type": Refused(wat.WRONG_RESULT, "component.world", ("handle", "list<record")),
     "a version that is not offered": Refused(
         wat.WRONG_VERSION, "component.version", ("0.9.0", "0.1.0", "0.2.0")
     ),
@@ -111,9 +112,11 @@ def test_it_is_refused_when_it_is_added(
         component = tmp_path / "bad.wasm"
         component.write_bytes(b"#!/bin/sh\n")
     done = add(daemon, write_agent(tmp_path, "bad", component, **case.keys))
-    assert done.status != 0
-    for word in (case.code, *case.words):
-        assert word in done.errors, done.errors
+    assert done.status != 0, done.output
+    error = json.loads(done.errors)
+    assert error["code"] == case.code, error
+    for word in case.words:
+        assert word in f"{error['message']} {error['cure']}", error
     assert "bad" not in {agent["name"] for agent in daemon.status()["agents"]}
 
 
