@@ -12,7 +12,7 @@ import signal
 import socket
 from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Final, NoReturn, Self
 
 import msgspec
 
@@ -104,6 +104,10 @@ class _WorkerBody:
         self._main(socket.socket(fileno=self._socket_fd), self._spec, self._native)
 
 
+COMPILER_NICENESS: Final = 10
+"""A compiler works for seconds and nobody waits for it but a person: agents come first."""
+
+
 class _CompilerBody:
     """A compiler, which has everything at hand already."""
 
@@ -116,7 +120,7 @@ class _CompilerBody:
         self._native_fd = native_fd
 
     def load(self) -> None:
-        pass
+        os.nice(COMPILER_NICENESS)
 
     def start_threads(self) -> None:
         pass

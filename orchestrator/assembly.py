@@ -20,7 +20,7 @@ from orchestrator import prompts
 from orchestrator.bus import topics
 from orchestrator.bus.registration import Registration
 from orchestrator.components.cache import NativeCache
-from orchestrator.components.compiling import Compiler, Confinement
+from orchestrator.components.compiling import CompileLimits, Compiler, Confinement
 from orchestrator.components.files import ComponentFiles
 from orchestrator.components.versions import ComponentVersions, Keeping
 from orchestrator.config.installed import embedding_file, model_file
@@ -109,6 +109,7 @@ def keeping(config: Config, zygote: Zygote, metrics: Metrics) -> Keeping:
         cache,
         Confinement(sandbox=config.daemon.sandbox, uid=_uid(COMPILER_NUMBER)),
         metrics.compiled,
+        CompileLimits.of(config.components),
     )
     return Keeping(files, cache, compiler)
 

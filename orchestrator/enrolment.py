@@ -74,6 +74,8 @@ class Enrolment:
         self._metrics = metrics
         self._folder = config.daemon.state / AGENTS_FOLDER
         self._left: asyncio.Queue[str] = asyncio.Queue(maxsize=assembly.WORKERS_MAX)
+        self._gone: dict[str, asyncio.Event] = {}
+        """Of those that leave: they are not there any more."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -183,7 +185,7 @@ class Enrolment:
     # -- going
 
     async def retire(self, name: str, report: Report) -> control.AgentRetired:
-        """Let an agent finish and go. Returns when all that is left waits for somebody else.
+        """Let an agent finish and go. Returns when it is gone, or waits for somebody else.
 
         Who hangs up before that changes nothing any more. Raises `agent.unknown`.
         """
@@ -199,11 +201,14 @@ class Enrolment:
         own = self._own_file(name)
         async with telling(report) as tell:
             undone = await self._drained(name, tell)
+            if not undone.waiting and name in self._gone:
+                await self._gone[name].wait()
         return control.AgentRetired(
             agent=name, parked=undone.waiting, removed_file=None if own is None else str(own)
         )
 
     def _leave(self, name: str) -> None:
+        self._gone[name] = asyncio.Event()
         self._roster.leave(name)
         self._left.put_nowait(name)
 
@@ -241,6 +246,7 @@ class Enrolment:
         if own is not None:
             await asyncio.to_thread(own.unlink, missing_ok=True)
         self._metrics.agent_gone(name)
+        self._gone.pop(name).set()
         log.info("agent %s has finished, and is retired", name)
 
     def _own_file(self, name: str) -> Path | None:

@@ -16,6 +16,7 @@ that run it; they are asked for each time, because a new zygote may have a newer
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Final, Literal
@@ -30,6 +31,7 @@ from ipc_protocol.work import Fork
 from orchestrator.components import limits
 from orchestrator.components.cache import Draft, NativeCache, NativeCode
 from orchestrator.components.files import ComponentFile, ComponentFiles
+from orchestrator.config.types import ComponentsConfig
 from orchestrator.workers import Exit, Zygote, ZygoteDied
 
 NAME_DIGITS: Final = 12
@@ -44,6 +46,17 @@ class CompileLimits(msgspec.Struct, frozen=True):
     cpu_seconds_max: int = limits.COMPILE_CPU_SECONDS_MAX
     memory_bytes_max: int = limits.COMPILE_MEMORY_BYTES_MAX
     seconds_max: float = limits.COMPILE_SECONDS_MAX
+
+    @classmethod
+    def of(cls, config: ComponentsConfig) -> "CompileLimits":
+        """As configured. By the clock it may take longer, in the same proportion as usual."""
+        cpu_seconds = math.ceil(config.compile_time_us / 1e6)
+        stretch = limits.COMPILE_SECONDS_MAX / limits.COMPILE_CPU_SECONDS_MAX
+        return cls(
+            cpu_seconds_max=cpu_seconds,
+            memory_bytes_max=config.compile_memory_bytes,
+            seconds_max=cpu_seconds * stretch,
+        )
 
 
 class Confinement(msgspec.Struct, frozen=True):

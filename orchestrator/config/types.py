@@ -200,6 +200,22 @@ class ConversationConfig(Section, frozen=True):
     """The agent of role conductor, or None."""
 
 
+class ComponentsConfig(Section, frozen=True):
+    """How the components of agents are compiled: once for each, by a confined process."""
+
+    compile_time_us: Annotated[
+        Duration,
+        Meta(
+            ge=1_000_000,
+            le=3_600_000_000,
+            description="Processor time for one of them. One written in Python takes 10 s.",
+        ),
+    ] = field(default=120_000_000, name="compile_time")
+    compile_memory_bytes: Annotated[
+        Size, Meta(ge=64 * 1024**2, description="Memory for one of them. Python takes 500 MiB.")
+    ] = field(default=2 * 1024**3, name="compile_memory")
+
+
 class GatewayConfig(Section, frozen=True):
     """What is served to the network: /metrics and /healthz."""
 
@@ -409,6 +425,7 @@ class Config(Section, frozen=True):
     embedding: EmbeddingConfig = EmbeddingConfig()
     screening: ScreeningConfig = ScreeningConfig()
     conversation: ConversationConfig = ConversationConfig()
+    components: ComponentsConfig = ComponentsConfig()
     gateway: GatewayConfig = GatewayConfig()
     agents: Annotated[dict[str, AgentConfig], Meta(extra={"of": AgentConfig})] = field(
         default_factory=dict, name="agent"

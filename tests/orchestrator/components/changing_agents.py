@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import wasmtime
-from daemons import load_module
 
 from ipc_protocol import control
 from ipc_protocol.inference import EngineStart
@@ -30,9 +29,6 @@ from orchestrator.workers import Zygote
 SECONDS_MAX: Final = 60.0
 AGENT: Final = "sensor"
 SINK: Final = "sink"
-TEXTS: Final = load_module(
-    Path(__file__).parents[2] / "agent_runtime" / "component" / "wat_components.py"
-)
 
 
 def clock_us() -> int:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from changing_agents import AGENT, TEXTS, Bench, clock_us
+import wat_components as wat
+from changing_agents import AGENT, Bench, clock_us
 
 from ipc_protocol import control
 from ipc_protocol.errors import Failure
@@ -16,7 +17,7 @@ from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.bus.versions import versions_of
 from orchestrator.store.store import Store
 
-ECHO = TEXTS.agent()
+ECHO = wat.agent()
 ADDED = """[agent.gate]
 identity_file = "gate.md"
 component = "gate.wasm"
@@ -35,7 +36,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 async def add(bench: Bench, text: str = ADDED, file: str = "/home/me/gate.toml") -> str:
-    sha256 = await bench.upload(TEXTS.agent("0.2.0"))
+    sha256 = await bench.upload(wat.agent("0.2.0"))
     asked = control.AddAgent(
         file=file,
         text=text,
@@ -122,7 +123,7 @@ async def test_what_cannot_be_added_leaves_nothing_behind(
 
 
 async def test_a_component_without_its_grant_adds_nobody(bench: Bench) -> None:
-    sha256 = await bench.upload(TEXTS.agent("0.2.0", imports=(TEXTS.STATE,)))
+    sha256 = await bench.upload(wat.agent("0.2.0", imports=(wat.STATE,)))
     asked = control.AddAgent(
         file="/x.toml", text=ADDED, contents={"gate.md": b"x"}, components={"gate.wasm": sha256}
     )

@@ -7,20 +7,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from changing_agents import AGENT, TEXTS, Bench
+import wat_components as wat
+from changing_agents import AGENT, Bench
 
 from ipc_protocol import control
 from ipc_protocol.errors import Failure
 
-ECHO = TEXTS.agent()
-OTHER = TEXTS.agent("0.2.0")
-DEGRADED = TEXTS.agent(
+ECHO = wat.agent()
+OTHER = wat.agent("0.2.0")
+DEGRADED = wat.agent(
     "0.2.0",
-    imports=(TEXTS.HEALTH,),
-    handle=f'(call $health-emit (i32.const 1) "no sensor") {TEXTS.ECHO}',
+    imports=(wat.HEALTH,),
+    handle=f'(call $health-emit (i32.const 1) "no sensor") {wat.ECHO}',
 )
-REFUSES_CONFIG = TEXTS.agent(init=TEXTS.refuse("no such sensor"))
-HANGS_AT_THE_END = TEXTS.agent(shutdown="(loop $forever (br $forever))")
+REFUSES_CONFIG = wat.agent(init=wat.refuse("no such sensor"))
+HANGS_AT_THE_END = wat.agent(shutdown="(loop $forever (br $forever))")
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ async def test_a_version_that_traps_on_its_tenth_message_is_rolled_back_without_
     bench: Bench,
 ) -> None:
     await start(bench)
-    await bench.upgrade(TEXTS.agent(handle=TEXTS.trap_on(10)), messages=20, us=60_000_000)
+    await bench.upgrade(wat.agent(handle=wat.trap_on(10)), messages=20, us=60_000_000)
     await bench.publish(40)
     await bench.until_finished()
     assert await bench.echoed() == bench.expected
@@ -85,7 +86,7 @@ async def test_a_version_that_traps_on_its_tenth_message_is_rolled_back_without_
 
 
 async def test_the_trap_stands_in_the_trace(bench: Bench) -> None:
-    await start(bench, TEXTS.agent(handle=TEXTS.trap_on(1)))
+    await start(bench, wat.agent(handle=wat.trap_on(1)))
     await bench.publish()
     await bench.until_finished()
     (delivery,) = [each for each in (await bench.views.trace("c1")).deliveries if each.traps]
@@ -93,13 +94,13 @@ async def test_the_trap_stands_in_the_trace(bench: Bench) -> None:
     assert [trap.code for trap in delivery.traps] == ["component.trapped"] * 5
     trap = delivery.traps[0]
     assert "handle" in trap.backtrace and trap.component == await bench.upload(
-        TEXTS.agent(handle=TEXTS.trap_on(1))
+        wat.agent(handle=wat.trap_on(1))
     )
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [(REFUSES_CONFIG, "no such sensor"), (TEXTS.agent(init=TEXTS.TRAP), "unreachable")],
+    [(REFUSES_CONFIG, "no such sensor"), (wat.agent(init=wat.TRAP), "unreachable")],
     ids=["refuses", "traps"],
 )
 async def test_one_that_does_not_start_leaves_everything_as_it_was(
@@ -134,8 +135,8 @@ async def test_one_that_says_it_is_not_well_is_rolled_back(
     bench: Bench, condition: int, word: str
 ) -> None:
     await bench.start(bench.agent(ECHO, imports=["health"]))
-    told = f'(call $health-emit (i32.const {condition}) "no sensor") {TEXTS.ECHO}'
-    unwell = TEXTS.agent("0.2.0", imports=(TEXTS.HEALTH,), handle=told)
+    told = f'(call $health-emit (i32.const {condition}) "no sensor") {wat.ECHO}'
+    unwell = wat.agent("0.2.0", imports=(wat.HEALTH,), handle=told)
     await bench.upgrade(unwell, messages=20, us=60_000_000)
     await bench.publish(3)
     await bench.until_finished()
@@ -147,8 +148,8 @@ async def test_one_that_says_it_is_not_well_is_rolled_back(
 
 async def test_one_that_says_it_is_well_is_kept(bench: Bench) -> None:
     await bench.start(bench.agent(ECHO, imports=["health"]))
-    told = f'(call $health-emit (i32.const 0) "fine") {TEXTS.ECHO}'
-    await bench.upgrade(TEXTS.agent("0.2.0", imports=(TEXTS.HEALTH,), handle=told), messages=2)
+    told = f'(call $health-emit (i32.const 0) "fine") {wat.ECHO}'
+    await bench.upgrade(wat.agent("0.2.0", imports=(wat.HEALTH,), handle=told), messages=2)
     await bench.publish(2)
     await bench.until(lambda: settled(bench))
     assert await bench.echoed() == bench.expected
@@ -188,7 +189,7 @@ async def test_after_a_restart_the_upgrade_stands_and_its_probation_begins_anew(
     bench: Bench,
 ) -> None:
     await start(bench)
-    trapping = TEXTS.agent(handle=TEXTS.trap_on(2))
+    trapping = wat.agent(handle=wat.trap_on(2))
     await bench.upgrade(trapping, messages=20)
     await bench.publish()
     await bench.until_finished()
@@ -206,7 +207,7 @@ async def test_after_a_restart_the_upgrade_stands_and_its_probation_begins_anew(
 async def test_another_file_in_the_configuration_is_another_version(bench: Bench) -> None:
     await start(bench)
     await bench.until_state("idle")
-    await bench.upgrade(TEXTS.agent(handle=TEXTS.answers(2)))
+    await bench.upgrade(wat.agent(handle=wat.answers(2)))
     await bench.stop()
     await start(bench, OTHER)
     await bench.until_state("idle")
@@ -232,7 +233,7 @@ async def test_an_upgrade_supersedes_one_on_probation_and_the_last_good_one_stay
     await start(bench)
     await bench.until_state("idle")
     await bench.upgrade(OTHER, messages=20)
-    await bench.upgrade(TEXTS.agent(handle=TEXTS.trap_on(1)), messages=20)
+    await bench.upgrade(wat.agent(handle=wat.trap_on(1)), messages=20)
     await bench.publish(2)
     await bench.until_finished()
     assert await bench.echoed() == bench.expected
@@ -301,7 +302,7 @@ async def test_a_rollback_during_probation_goes_to_the_last_good_version(bench: 
 async def test_a_rollback_to_a_number(bench: Bench) -> None:
     await start(bench)
     await bench.until_state("idle")
-    third = TEXTS.agent(handle=TEXTS.answers(2))
+    third = wat.agent(handle=wat.answers(2))
     await bench.upgrade(OTHER)
     await bench.upgrade(third)
     back = await bench.rollback(to=1)
@@ -355,7 +356,7 @@ async def test_one_that_was_held_in_quarantine_is_let_out_by_an_upgrade(bench: B
     await bench.stop()
     await bench.start(bench.agent(REFUSES_CONFIG), hold=[AGENT])
     await bench.until_state("quarantined")
-    upgraded = await bench.upgrade(TEXTS.agent(handle=TEXTS.trap_on(1)), messages=20)
+    upgraded = await bench.upgrade(wat.agent(handle=wat.trap_on(1)), messages=20)
     assert upgraded.probation is not None
     assert (await bench.until_state("idle")).component is not None
 
