@@ -4,6 +4,7 @@ The worker and the zygote are single-threaded and have no event loop, so they ca
 adapter. Nothing here decides anything; what the bytes mean is the session's business.
 """
 
+import select
 import socket
 from typing import Final
 
@@ -31,6 +32,12 @@ class BlockingLine:
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+    def has_more_within(self, seconds: float) -> bool:
+        """Wait for bytes, or for the end, but no longer than this."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def receive(self) -> list[Event]:
         """Wait for bytes and return what they bring, which may be nothing yet.

@@ -52,6 +52,10 @@ from ipc_protocol.work import (
 HELLO: Final = Hello(name="worker")
 CANCELLED: Final = Failure("request.cancelled", "The delivery was withdrawn.").problem
 
+IDLE_SECONDS: Final = 1.0
+"""Without a request, before memory is given back. Fetching it anew for each message would be half
+of the time that a large one takes."""
+
 P = TypeVar("P", bound=msgspec.Struct)
 
 
@@ -109,8 +113,16 @@ class Worker:
 
     def _next_request(self) -> RequestReceived:
         while not self._waiting:
+            self._rest_if_idle()
             self._set_aside(self._next_event())
         return self._waiting.popleft()
+
+    def _rest_if_idle(self) -> None:
+        """Give back what the component's last call has left, unless the next one comes soon."""
+        if self._host is None or not self._host.holds_memory or self._arrived:
+            return
+        if not self._line.has_more_within(IDLE_SECONDS):
+            self._host.release_memory()
 
     def _set_aside(self, event: Event) -> None:
         """Keep a request for later, or forget one that is withdrawn before its turn."""

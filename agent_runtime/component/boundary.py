@@ -696,11 +696,13 @@ def _keep(callback: Callable[..., int]) -> int:
 def add_host_function(
     linker_instance: library.LinkerInstance,
     name: str,
-    function: types.Function,
+    function: types.Function | Callable[[], types.Function],
     implementation: Callable[..., Any],
     lifted_bytes_max: int = LIFTED_BYTES_MAX,
 ) -> None:
     """Let one component import a function of the host. A linker serves one component.
+
+    `function` may be had when it is called for the first time.
 
     What `implementation` raises ends the guest's call, and `GuestFunction` raises the same object.
     So does an argument that is larger than is taken, and a result that is not of the type.
@@ -713,7 +715,8 @@ def add_host_function(
         def body() -> None:
             nonlocal run
             if run is None:  # most of what toolchains import is never called
-                run = _planned(name, type_at, function, implementation, lifted_bytes_max)
+                declared = function if isinstance(function, types.Function) else function()
+                run = _planned(name, type_at, declared, implementation, lifted_bytes_max)
             run(context, arguments_at, results_at)
 
         return _guarded(body)

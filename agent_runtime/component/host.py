@@ -87,6 +87,8 @@ class Host:
         permission.require(self.shape, start, profile.name)
         self.inert: Final = permission.inert(self.shape, start)
         self.dead = False
+        self.holds_memory = False
+        """What calls have freed is kept for the next one, until `release_memory`."""
         """A call has failed, or `init` has refused: it is of no more use."""
         self.last_call: Usage | None = None
         """What the last call cost, also if it failed."""
@@ -100,6 +102,7 @@ class Host:
         self._usage: Usage | None = None
         self._waited_ns = 0
         self._memory_bytes_before = 0
+        library.hold_freed_memory()
         self._store = library.Store(library.engine())
         self._functions = self._instantiated(native, found, scratch)
 
@@ -137,6 +140,7 @@ class Host:
         cannot be sent, after which it can be consulted again; else the component is `dead`. What
         `ask` raises is raised here, and leaves it dead as well.
         """
+        self.holds_memory = True
         invocation = self._invocation_of(handle)
         invocation.phase = consult.phase
         invocation.ask = lambda effect: self._waited_for(ask, effect)
@@ -150,6 +154,11 @@ class Host:
             raise
         finally:
             self._grants.invocation = None
+
+    def release_memory(self) -> None:
+        """To be called when no call comes soon."""
+        library.release_freed_memory()
+        self.holds_memory = False
 
     def shutdown(self) -> None:
         """To be called last. A component that is dead, or does not end, is just left."""

@@ -5,6 +5,7 @@ what a handle stands for is known to whoever made it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 from agent_runtime.component import boundary, library
@@ -29,7 +30,8 @@ def link(
             with root.add_instance(name) as linked:
                 for resource in interface.resources:
                     boundary.add_host_resource(linked, resource, drop)
-                for function, declared in interface.functions.items():
+                for function in interface.functions:
+                    declared = partial(interface.functions.__getitem__, function)
                     implementation = functions[name][function]
                     boundary.add_host_function(linked, function, declared, implementation)
     return linker

@@ -19,6 +19,7 @@ How a value of each type looks in Python:
 | own<R>, borrow<R> | int, the host's number for the resource |
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -120,11 +121,11 @@ class Function(msgspec.Struct, frozen=True, array_like=True):
     result: Type | None
 
 
-class Interface(msgspec.Struct, frozen=True, array_like=True):
+class Interface(msgspec.Struct, frozen=True):
     """What an import or an export of a component holds. `resources` are the names of types that are
     resources; the functions of one are named *[method]NAME.WHAT* and alike."""
 
-    functions: dict[str, Function] = {}
+    functions: Mapping[str, Function] = {}
     resources: tuple[str, ...] = ()
 
 
@@ -140,11 +141,64 @@ class ComponentType(msgspec.Struct, frozen=True):
     others: tuple[str, ...] = ()
 
 
+# ---- As bytes ------------------------------------------------------------------------------------
+
+
+class _Encoded(msgspec.Struct, frozen=True, array_like=True):
+    """An interface whose functions are encoded one by one."""
+
+    functions: dict[str, bytes]
+    resources: tuple[str, ...]
+
+
+class _EncodedComponent(msgspec.Struct, frozen=True, array_like=True):
+    imports: dict[str, _Encoded]
+    exports: dict[str, _Encoded]
+    others: tuple[str, ...]
+
+
+class _Functions(Mapping[str, Function]):
+    """Decodes a function when it is asked for: of what toolchains import, most is never called."""
+
+    def __init__(self, encoded: dict[str, bytes]) -> None:
+        self._encoded = encoded
+
+    def __getitem__(self, name: str) -> Function:
+        return msgspec.msgpack.decode(self._encoded[name], type=Function)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._encoded)
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+
 def encode(component: ComponentType) -> bytes:
-    """As msgpack, for `decode`."""
-    return msgspec.msgpack.encode(component)
+    """For `decode`."""
+
+    def of(interfaces: dict[str, Interface]) -> dict[str, _Encoded]:
+        return {
+            name: _Encoded(
+                {each: msgspec.msgpack.encode(one) for each, one in interface.functions.items()},
+                interface.resources,
+            )
+            for name, interface in interfaces.items()
+        }
+
+    return msgspec.msgpack.encode(
+        _EncodedComponent(of(component.imports), of(component.exports), component.others)
+    )
 
 
 def decode(data: bytes) -> ComponentType:
-    """What `encode` has encoded. Raises `msgspec.MsgspecError` for anything else."""
-    return msgspec.msgpack.decode(data, type=ComponentType)
+    """What `encode` has encoded. Raises `msgspec.MsgspecError` for anything else; a function that
+    is none raises it when it is asked for."""
+
+    def of(interfaces: dict[str, _Encoded]) -> dict[str, Interface]:
+        return {
+            name: Interface(_Functions(encoded.functions), encoded.resources)
+            for name, encoded in interfaces.items()
+        }
+
+    encoded = msgspec.msgpack.decode(data, type=_EncodedComponent)
+    return ComponentType(of(encoded.imports), of(encoded.exports), encoded.others)

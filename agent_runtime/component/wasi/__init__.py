@@ -63,22 +63,22 @@ class Wasi:
         plain, _, version = name.partition("@")
         backed = self._backed.get(plain, {}) if version.startswith(VERSION) else {}
         return {
-            function: backed.get(function) or self._inert(f"{name}#{function}", declared.result)
-            for function, declared in interface.functions.items()
+            function: backed.get(function) or self._inert(name, interface, function)
+            for function in interface.functions
         }
 
     def drop(self, number: int) -> None:
         """The component has dropped a resource."""
         self._around.handles.drop(number)
 
-    def _inert(self, name: str, result: Any) -> Callable[..., Any]:
+    def _inert(self, name: str, interface: Interface, function: str) -> Callable[..., Any]:
         def nothing() -> int:
             return self._around.handles.add(Inert())
 
         def answer(*_: Any) -> Any:
             try:
-                return inert.answer(result, nothing)
+                return inert.answer(interface.functions[function].result, nothing)
             except inert.NoAnswer:
-                raise HostTrap(f"it called {name}, which is linked to nothing") from None
+                raise HostTrap(f"it called {name}#{function}, which is linked to nothing") from None
 
         return answer
