@@ -416,6 +416,8 @@ class Completion(Message, frozen=True):
     memories: list[MemoryEntry] = []
     state: list[StateChange] = []
     """In their order; the last change of a key holds."""
+    left_out: Count = 0
+    """Outputs beyond `outputs` that were too many to be passed on."""
     until_us: TimeUs | None = None
     """When a deferred delivery is due again."""
     usage: Usage | None = None

@@ -70,6 +70,10 @@ TRAPS: Final = frozenset(
 """What a worker answers whose component is lost: its own death, in its own words. A new instance
 that follows one which was left in the middle of a call begins with `init`."""
 
+MEMORY_CURE: Final = "Hand over less at once, or raise `memory` in the `limits` of the agent."
+
+DIVERGED: Final = "journal.mismatch"
+
 TRAP_SPAN: Final = "trap"
 """The name of the span that keeps such an answer beside its delivery."""
 
@@ -317,7 +321,9 @@ class Lane:
     async def _refuse_or_retry(self, work: _Work, failure: Failure, *, own: bool) -> EndingKind:
         """Park what met an obstacle that passes; give up what can never be."""
         if not (own and failure.code in PASSING):
-            await self._end(work, str(failure), worker_died=False, final=True)
+            # A component may depend on memory of its own, which its worker's death has taken.
+            anew = failure.code == DIVERGED and bool(work.leased.handle.beginning.component)
+            await self._end(work, str(failure), worker_died=False, final=True, anew=anew)
             return "refused"
         again = Park(
             delivery=work.attempt.delivery,
@@ -330,13 +336,16 @@ class Lane:
         await self._store.apply_when_room(park, BUS, again)
         return "retried"
 
-    async def _end(self, work: _Work, error: str, *, worker_died: bool, final: bool) -> None:
+    async def _end(
+        self, work: _Work, error: str, *, worker_died: bool, final: bool, anew: bool = False
+    ) -> None:
         ended = Fail(
             delivery=work.attempt.delivery,
             incarnation=work.attempt.incarnation,
             error=error,
             worker_died=worker_died,
             final=final,
+            anew=anew,
         )
         state = await self._store.apply_when_room(fail, BUS, ended)
         if state == "dead":
@@ -457,4 +466,8 @@ async def _cause_of_death(work: _Work) -> tuple[bool, str]:
     if not worker.exited.done():
         return True, f"The worker hung up: {worker.connection.problem}."
     exit_ = worker.exited.result()
-    return exit_.own, f"The worker {exit_.description}."
+    words = f"The worker {exit_.description}."
+    if exit_.by_signal and work.leased.handle.beginning.component:
+        # The library ends the process where it gets no memory for what a component hands over.
+        words = f"The worker was {exit_.description}: it may have got no more memory. {MEMORY_CURE}"
+    return exit_.own, words

@@ -86,9 +86,9 @@ class Host:
         self.shape: Final[ComponentShape] = contract.fit(found, shipped.load())
         permission.require(self.shape, start, profile.name)
         self.inert: Final = permission.inert(self.shape, start)
-        self.dead = False
         self.holds_memory = False
         """What calls have freed is kept for the next one, until `release_memory`."""
+        self.dead = False
         """A call has failed, or `init` has refused: it is of no more use."""
         self.last_call: Usage | None = None
         """What the last call cost, also if it failed."""
@@ -188,6 +188,7 @@ class Host:
     def _consulted(self, consult: Consult, invocation: Invocation) -> Consulted:
         envelope = answers.told(invocation.handle.envelope)
         advice = judgement = returned = None
+        left_out = 0
         match consult.phase:
             case "triage":
                 evidence = invocation.handle.beginning.evidence
@@ -198,7 +199,7 @@ class Host:
                 function = "act" if self.consultable is TAKES_OVER else "handle"
                 returned = self._accepted(function, envelope)
                 if returned is not None:
-                    self._stage_returned(returned, invocation)
+                    left_out = self._stage_returned(returned, invocation)
             case "reflect":
                 sent = answers.told_sent(consult.sent, self._profile.name, envelope)
                 returned = self._accepted("reflect", envelope, sent)
@@ -208,6 +209,7 @@ class Host:
             taken=returned is not None,
             advice=advice,
             judgement=judgement,
+            left_out=left_out,
             **invocation.take()._asdict(),
         )
 
@@ -222,7 +224,8 @@ class Host:
             )
         return answer.payload
 
-    def _stage_returned(self, envelopes: list[dict[str, Any]], invocation: Invocation) -> None:
+    def _stage_returned(self, envelopes: list[dict[str, Any]], invocation: Invocation) -> int:
+        """How many there was no room for."""
         correlation = invocation.handle.envelope.correlation
         outputs = answers.outgoing(envelopes, correlation)
         try:
@@ -236,8 +239,9 @@ class Host:
         if invocation.sent > limits.OUTPUTS_SENT_MAX:
             self._log.host(
                 f"{len(outputs)} messages were returned: what is beyond "
-                f"{limits.OUTPUTS_SENT_MAX} becomes dead letters, {left_out} not even that"
+                f"{limits.OUTPUTS_SENT_MAX} becomes dead letters, the last {left_out} of them one"
             )
+        return left_out
 
     # -- calls
 
@@ -350,7 +354,7 @@ class Host:
         self._log.host(f"{message}\n{backtrace}")
         assert self.last_call is not None
         return Failure(
-            found.code,
+            found.code if found.code in traps.CODES else "component.trapped",
             message,
             found.cure,
             backtrace=backtrace,

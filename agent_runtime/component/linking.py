@@ -6,10 +6,13 @@ what a handle stands for is known to whoever made it.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from agent_runtime.component import boundary, library
 from agent_runtime.component.types import ComponentType
+
+AGENT_NET: Final = "agent-net:core/"
+"""How the interfaces of the contract begin. `contract.fit` holds those to one world."""
 
 Functions: TypeAlias = dict[str, Callable[..., Any]]
 Exports: TypeAlias = dict[str, boundary.GuestFunction]
@@ -38,9 +41,14 @@ def link(
 
 
 def exports(store: library.Store, instance: library.Instance, found: ComponentType) -> Exports:
-    """The functions of an instance of the component that `found` describes."""
+    """What an instance of the component that `found` describes exports as an agent.
+
+    What it exports beside that, under whatever names, is nobody's business here.
+    """
     exported: Exports = {}
     for name, interface in found.exports.items():
+        if not name.startswith(AGENT_NET):
+            continue
         index = instance.get_export_index(store, name)
         for function, declared in interface.functions.items():
             at = instance.get_export_index(store, function, index)

@@ -32,6 +32,17 @@ _OWN_FAULT_CURE: Final = (
     "The backtrace says where; `agentd component run` with the message of the trace shows it again."
 )
 
+CODES: Final = frozenset(
+    {
+        "component.trapped",
+        "component.fuel",
+        "component.deadline",
+        "component.memory",
+        "component.import",
+    }
+)
+"""What the end of an instance may be called. Whatever else ends one is a trap."""
+
 _BY_KIND: Final[dict[str, tuple[str, str]]] = {
     "fuel": (
         "used up its fuel",

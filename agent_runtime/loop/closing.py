@@ -210,7 +210,10 @@ def complete(state: State) -> Completion:
     """What the loop comes to, with what the component staged on the way."""
     completion = _completion(state)
     return msgspec.structs.replace(
-        completion, memories=[*state.noted, *completion.memories], state=list(state.kept)
+        completion,
+        memories=[*state.noted, *completion.memories],
+        state=list(state.kept),
+        left_out=state.left_out,
     )
 
 

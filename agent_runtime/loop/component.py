@@ -17,7 +17,11 @@ _SENT_CHARS: Final = 400
 
 
 def enter_triage(state: State) -> Consult | Event:
-    return Consult("triage") if "triage" in state.component else triage.begin(state)
+    """What has to be taken, or was put off once, is not asked about: neither is a model."""
+    beginning = state.handle.beginning
+    if "triage" in state.component and not (beginning.must_take or beginning.deferred):
+        return Consult("triage")
+    return triage.begin(state)
 
 
 def read_triage(state: State, consulted: Consulted) -> tuple[State, Event]:
@@ -58,4 +62,5 @@ def _staged(state: State, consulted: Consulted) -> State:
         staged=(*state.staged, *consulted.outputs, *consulted.tasks),
         noted=(*state.noted, *consulted.memories),
         kept=(*state.kept, *consulted.state),
+        left_out=state.left_out + consulted.left_out,
     )

@@ -58,3 +58,5 @@ class Consulted(msgspec.Struct, frozen=True):
     memories: tuple[MemoryEntry, ...] = ()
     tasks: tuple[TaskChange, ...] = ()
     state: tuple[StateChange, ...] = ()
+    left_out: int = 0
+    """Outputs beyond all bounds, of which nothing but the number is known any more."""

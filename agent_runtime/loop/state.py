@@ -102,6 +102,8 @@ class State(msgspec.Struct, frozen=True):
     """Memories of the component's own making."""
     kept: tuple[StateChange, ...] = ()
     """Changes of the component's state."""
+    left_out: int = 0
+    """Outputs of the component that were too many to be kept."""
     answer: str = ""
     trouble: str = ""
     """Why the model did not answer, when it did not."""

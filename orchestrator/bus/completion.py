@@ -108,6 +108,8 @@ def complete(tx: Transaction, arguments: Complete) -> Completed:
     if row.composing:
         _answer(tx, row, decided)
     messages, dead_letters = _published(tx, row, decided, arguments.screened)
+    if completion.left_out:
+        dead_letters.append(_bury_left_out(tx, row, completion))
     if completion.outcome != "deferred":
         delivery_closed(tx, row)
     return Completed(
@@ -156,17 +158,15 @@ def _require_deferrable(tx: Transaction, row: DeliveryRow, completion: Completio
     until_us = completion.until_us
     if (
         until_us is None
-        or not DEFERRAL_US_MIN <= until_us - tx.now_us <= DEFERRAL_US_MAX
+        or until_us - tx.now_us > DEFERRAL_US_MAX
         or row.run + 1 >= RUNS_MAX
         or completion.outputs
         or completion.tasks
-        or completion.state
     ):
         raise Failure(
             "work.refused",
-            "The deferral is of no use: it needs a time from a second to a year ahead, publishes "
-            "nothing, changes no task and no state, and comes at most "
-            f"{RUNS_MAX - 1} times.",
+            "The deferral is of no use: it needs a time within a year, publishes nothing, changes "
+            f"no task, and comes at most {RUNS_MAX - 1} times.",
         )
 
 
@@ -215,6 +215,18 @@ def _over_the_cap(outputs: int) -> Problem:
     )
 
 
+def _bury_left_out(tx: Transaction, row: DeliveryRow, completion: Completion) -> int:
+    """One dead letter for all that were too many to be kept one by one."""
+    made = len(completion.outputs) + completion.left_out
+    problem = msgspec.structs.replace(
+        _over_the_cap(made),
+        message=f"A completion may publish {OUTPUTS_MAX} messages; this one made {made}, and the "
+        f"last {completion.left_out} were not kept.",
+    )
+    topic = completion.outputs[-1].topic if completion.outputs else ""
+    return bury_output(tx, row, Outgoing(topic=topic, payload=b""), problem)
+
+
 def _parked_by_backpressure(tx: Transaction, row: DeliveryRow, pressure: Failure) -> Completed:
     full: list[str] = pressure.problem.details["agents"]
     until_us = tx.now_us + BACKPRESSURE_RETRY_US
@@ -224,7 +236,10 @@ def _parked_by_backpressure(tx: Transaction, row: DeliveryRow, pressure: Failure
 
 def _close(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
     if completion.outcome == "deferred":
-        park_delivery(tx, row, "deferred", completion.until_us, completion.reason)
+        assert completion.until_us is not None
+        # It may be due by now: the time counts from the beginning, however long it took since.
+        until_us = max(completion.until_us, tx.now_us + DEFERRAL_US_MIN)
+        park_delivery(tx, row, "deferred", until_us, completion.reason)
         with tx.acting_as(BUS):
             # What was decided is decided: the next run begins with a journal of its own.
             tx.execute("UPDATE delivery SET deferred = 1, run = run + 1 WHERE id = ?", (row.id,))

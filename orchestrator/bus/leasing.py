@@ -15,7 +15,7 @@ from orchestrator.budget import Spent
 from orchestrator.bus.deadletters import bury_delivery
 from orchestrator.bus.delivery import DeliveryState
 from orchestrator.bus.journal import BEGINNING_STEP, spent
-from orchestrator.bus.limits import DEATHS_MAX, RESUMED_PER_CALL_MAX
+from orchestrator.bus.limits import DEATHS_MAX, RESUMED_PER_CALL_MAX, RUNS_MAX
 from orchestrator.bus.routing import BUS
 from orchestrator.bus.rows import (
     DeliveryRow,
@@ -87,7 +87,8 @@ class Fail(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery ended without a completion.
 
     Only the death of the worker that held it counts as an attempt (`worker_died`). `final` is for
-    what can never succeed, such as a completion that the bus refuses.
+    what can never succeed, such as a completion that the bus refuses. With `anew` it is tried again
+    all the same, with a journal of its own, if it has not had a tool do anything yet.
     """
 
     delivery: int
@@ -95,6 +96,7 @@ class Fail(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     worker_died: bool
     final: bool = False
+    anew: bool = False
 
 
 _NEVER_BEGUN: Final = (
@@ -362,11 +364,22 @@ def fail(tx: Transaction, arguments: Fail) -> DeliveryState:
         worker_died=arguments.worker_died,
         deaths=deaths,
     )
-    if arguments.final or deaths >= DEATHS_MAX:
+    begins_anew = arguments.anew and _may_begin_anew(tx, row)
+    if (arguments.final and not begins_anew) or deaths >= DEATHS_MAX:
         code = "work.refused" if arguments.final else "work.deaths"
         bury_delivery(tx, row, code, arguments.error, deaths)
         delivery_closed(tx, row)
         return "dead"
-    state = move_delivery(tx, row, "release", deaths=deaths, last_error=arguments.error)
+    run = row.run + begins_anew
+    state = move_delivery(tx, row, "release", deaths=deaths, run=run, last_error=arguments.error)
     emit_ready(tx, row, "failed")
     return state
+
+
+def _may_begin_anew(query: Query, row: DeliveryRow) -> bool:
+    """What the present run has asked for may be asked again: no tool has done anything for it."""
+    used = query.row(
+        "SELECT 1 FROM journal WHERE delivery = ? AND run = ? AND kind = 'tool' LIMIT 1",
+        (row.id, row.run),
+    )
+    return used is None and row.run + 1 < RUNS_MAX

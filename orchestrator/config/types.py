@@ -369,7 +369,8 @@ class AgentConfig(Section, frozen=True):
         ),
     ] = False
     preopen_scratch: Annotated[
-        bool, Meta(description="Open the scratch space to the component, as its directory `/`.")
+        bool,
+        Meta(description="Open the scratch space to the component, as its directory `/scratch`."),
     ] = False
     tools: Annotated[
         list[ToolName], Meta(description="Tools it may call; everything else is refused.")

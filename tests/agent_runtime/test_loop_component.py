@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 from deliveries import (
     ANSWER,
     FINISH,
@@ -97,7 +98,7 @@ def test_a_mind_that_takes_everything_over_leaves_the_model_alone() -> None:
 def test_a_mind_that_leaves_everything_is_a_model() -> None:
     completion, asked = drive_component(
         profile(),
-        handle(must_take=True),
+        handle(),
         TAKES_OVER,
         mind(),
         world(READ_DISK, FINISH, ANSWER, REFLECTION),
@@ -107,6 +108,16 @@ def test_a_mind_that_leaves_everything_is_a_model() -> None:
     assert any(isinstance(one, Infer) for one in asked)
     assert completion.outcome == "acted"
     assert completion.memories
+
+
+@pytest.mark.parametrize("beginning", [{"must_take": True}, {"deferred": True}])
+def test_a_mind_is_not_asked_in_triage_about_what_it_has_to_take(
+    beginning: dict[str, bool],
+) -> None:
+    _, asked = drive_component(
+        profile(), handle(**beginning), TAKES_OVER, mind(act=HANDLED), world(REFLECTION)
+    )
+    assert [one.phase for one in asked if isinstance(one, Consult)] == ["act", "reflect"]
 
 
 def test_a_mind_that_only_acts_lets_the_model_reflect() -> None:

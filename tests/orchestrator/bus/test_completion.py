@@ -392,14 +392,21 @@ async def test_a_completion_over_its_limits_is_refused_whole(bus: Bus, more: Any
     assert await bus.value("SELECT state FROM delivery") == "leased"
 
 
-@pytest.mark.parametrize(
-    "ahead_us", [None, 0, DEFERRAL_US_MIN - 1, DEFERRAL_US_MAX + 1, 2**62 - 1_800_000_000_000_000]
-)
+@pytest.mark.parametrize("ahead_us", [None, DEFERRAL_US_MAX + 1, 2**62 - 1_800_000_000_000_000])
 async def test_a_deferral_needs_a_time_that_comes(bus: Bus, ahead_us: int | None) -> None:
     await bus.ask(topic="ops.disk")
     until_us = None if ahead_us is None else bus.now_us + ahead_us
     with pytest.raises(Failure, match="deferral"):
         await bus.do_next("opsclaw", outcome="deferred", until_us=until_us)
+
+
+@pytest.mark.parametrize("ahead_us", [-60_000_000, 0, DEFERRAL_US_MIN - 1])
+async def test_a_deferral_that_is_due_by_now_comes_again_at_once(bus: Bus, ahead_us: int) -> None:
+    delivery = await bus.ask(topic="ops.disk")
+    until_us = bus.now_us + ahead_us
+    await bus.do_next("opsclaw", outcome="deferred", until_us=until_us)
+    resumed = await bus.store.apply(resume_due, BUS, ResumeDue())
+    assert (resumed.count, resumed.next_due_us) == (0, bus.now_us + DEFERRAL_US_MIN), delivery
 
 
 async def test_a_deferral_publishes_nothing(bus: Bus) -> None:
@@ -518,10 +525,20 @@ async def test_an_agent_without_a_limit_keeps_nothing(bus: Bus) -> None:
     assert (await failure_of(bus.do_next("opsclaw", state=[change]))).code == "work.refused"
 
 
-async def test_a_deferral_changes_no_state(keeper: Bus) -> None:
+async def test_what_was_kept_before_a_deferral_stays(keeper: Bus) -> None:
     until_us = keeper.now_us + DEFERRAL_US_MIN
-    refused = await failure_of(keep(keeper, ("a", b""), outcome="deferred", until_us=until_us))
-    assert refused.code == "work.refused"
+    await keep(keeper, ("a", b"x"), outcome="deferred", until_us=until_us)
+    assert await keeper.reader.view(read_state, "keeper", "a") == b"x"
+
+
+async def test_outputs_that_were_too_many_are_one_dead_letter(bus: Bus) -> None:
+    await bus.ask(topic="ops.disk")
+    done = await bus.do_next("opsclaw", ("user.reply", "done"), left_out=3)
+    (letter,) = done.dead_letters
+    sql = "SELECT topic, reason FROM dead_letter WHERE id = ?"
+    ((topic, reason),) = await bus.reader.view(lambda query: query.rows(sql, (letter,)))
+    assert topic == "user.reply"
+    assert "made 4, and the last 3 were not kept" in reason
 
 
 async def test_backpressure_leaves_the_state_as_it_was(empty_bus: Bus) -> None:

@@ -1,0 +1,43 @@
+"""What the closures of a plan share for the time of one call: the store, the budget, the loans."""
+
+from collections.abc import Callable
+from struct import Struct
+from typing import Any, Final, TypeAlias
+
+from agent_runtime.component.boundary.memory import MEMORY
+from ipc_protocol.errors import Failure
+
+LIFTED_BYTES_MAX: Final = 8 << 20
+"""Of one call's values, where what is no text and no list of bytes counts `LIFTED_VALUE_BYTES`
+each. Lifting is outside of fuel and deadline: this much takes some 50 ms."""
+
+Lift: TypeAlias = Callable[[int, int, int], Any]
+"""From the three words of a value."""
+Lower: TypeAlias = Callable[[Any, int], None]
+"""Of a value, to an address where a value of kind *bool* is."""
+
+put_list: Final = Struct("=QQ").pack_into
+"""The size and the address of a list, eight bytes into its value."""
+
+
+class Crossing:
+    def __init__(self, bytes_max: int) -> None:
+        self.context: Any = None
+        self.left = bytes_max
+        self.loans: list[tuple[int, bytearray]] | None = None
+        """Lists of bytes in the arguments of a component's function: where the value is, and its
+        memory. None for the results of a host function, which cannot be on loan."""
+
+    def end_loans(self) -> None:
+        for at, _ in self.loans or ():
+            put_list(MEMORY, at + 8, 0, 0)
+        self.loans = []
+
+    def spend(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise Failure(
+                "component.output",
+                "The component passed more data in one call than the host takes.",
+                "Let it return less, or in several messages.",
+            )
