@@ -1,10 +1,9 @@
 """What the closures of a plan share for the time of one call: the store, the budget, the loans."""
 
 from collections.abc import Callable
-from struct import Struct
 from typing import Any, Final, TypeAlias
 
-from agent_runtime.component.boundary.memory import MEMORY
+from agent_runtime.component.boundary.memory import MEMORY, put_list
 from ipc_protocol.errors import Failure
 
 LIFTED_BYTES_MAX: Final = 8 << 20
@@ -15,9 +14,6 @@ Lift: TypeAlias = Callable[[int, int, int], Any]
 """From the three words of a value."""
 Lower: TypeAlias = Callable[[Any, int], None]
 """Of a value, to an address where a value of kind *bool* is."""
-
-put_list: Final = Struct("=QQ").pack_into
-"""The size and the address of a list, eight bytes into its value."""
 
 
 class Crossing:

@@ -78,11 +78,14 @@ def _lift_list(type_: types.ListOf, crossing: Crossing) -> Lift:
 
 
 def _lift_tuple(type_: types.TupleOf, crossing: Crossing) -> Lift:
-    lifts = [lifter(element, crossing) for element in type_.elements]
+    unpack = Struct("=" + "8xQQQ" * len(type_.elements)).unpack_from
+    elements = [(lifter(element, crossing), 3 * i) for i, element in enumerate(type_.elements)]
+    spent = len(elements) * VALUE_BYTES
 
-    def lift_tuple(size: int, data: int, _: int) -> tuple[Any, ...]:
-        values = _each_value(MEMORY[data : data + size * VALUE_BYTES])
-        return tuple(lift(*words) for lift, words in zip(lifts, values, strict=True))
+    def lift_tuple(_size: int, data: int, _: int) -> tuple[Any, ...]:
+        crossing.spend(spent)
+        words = unpack(MEMORY, data)
+        return tuple([lift(words[i], words[i + 1], words[i + 2]) for lift, i in elements])
 
     return lift_tuple
 
@@ -92,8 +95,10 @@ def _lift_record(type_: types.Record, crossing: Crossing) -> Lift:
     fields = [
         (name, lifter(field, crossing), 3 * i) for i, (name, field) in enumerate(type_.fields)
     ]
+    spent = len(fields) * VALUE_BYTES
 
     def lift_record(_size: int, data: int, _: int) -> dict[str, Any]:
+        crossing.spend(spent)
         words = unpack(MEMORY, data)
         return {name: lift(words[i], words[i + 1], words[i + 2]) for name, lift, i in fields}
 
@@ -105,7 +110,12 @@ def _lift_boxed(type_: types.Type | None, crossing: Crossing) -> Callable[[int],
     if type_ is None:
         return lambda _address: None
     lift = lifter(type_, crossing)
-    return lambda address: lift(*words_at(MEMORY, address))
+
+    def lift_boxed(address: int) -> Any:
+        crossing.spend(VALUE_BYTES)
+        return lift(*words_at(MEMORY, address))
+
+    return lift_boxed
 
 
 def _lift_option(type_: types.OptionOf, crossing: Crossing) -> Lift:
@@ -132,9 +142,13 @@ def _lift_variant(type_: types.Variant, crossing: Crossing) -> Lift:
     return lift_variant
 
 
-def _lift_flags(size: int, data: int, _: int) -> frozenset[str]:
-    names = _each_name(MEMORY[data : data + size * NAME_BYTES])
-    return frozenset(_lift_text(*name) for name in names)
+def _lift_flags(crossing: Crossing) -> Lift:
+    def lift_flags(size: int, data: int, _: int) -> frozenset[str]:
+        crossing.spend(size * VALUE_BYTES)
+        names = _each_name(MEMORY[data : data + size * NAME_BYTES])
+        return frozenset([_lift_text(*name) for name in names])
+
+    return lift_flags
 
 
 def _lift_handle(crossing: Crossing) -> Lift:
@@ -169,7 +183,7 @@ def lifter(type_: types.Type, crossing: Crossing) -> Lift:
         case types.Enum():
             return _lift_text
         case types.Flags():
-            return _lift_flags
+            return _lift_flags(crossing)
         case types.Handle():
             return _lift_handle(crossing)
         case types.Unsupported():

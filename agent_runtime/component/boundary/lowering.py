@@ -12,7 +12,7 @@ from struct import Struct
 from typing import Any, Final
 
 from agent_runtime.component import library, types
-from agent_runtime.component.boundary.crossing import Crossing, Lower, put_list
+from agent_runtime.component.boundary.crossing import Crossing, Lower
 from agent_runtime.component.boundary.memory import (
     FIELD_BYTES,
     MEMORY,
@@ -20,6 +20,7 @@ from agent_runtime.component.boundary.memory import (
     VALUE_BYTES,
     delete_host,
     library_function,
+    put_list,
 )
 from agent_runtime.component.boundary.raising import check, unsupported
 from agent_runtime.component.types import Case
@@ -53,11 +54,15 @@ _RESOURCE: Final = _kind("RESOURCE")
 _new_value = library_function("wasmtime_component_val_new", c_void_p, c_void_p)
 _new_text = library_function("wasm_byte_vec_new", None, c_void_p, c_size_t, c_char_p)
 _new_list = library_function("wasmtime_component_vallist_new_uninit", None, c_void_p, c_size_t)
-_new_list_of = library_function("wasmtime_component_vallist_new", None, c_void_p, c_size_t, c_void_p)
+_new_list_of = library_function(
+    "wasmtime_component_vallist_new", None, c_void_p, c_size_t, c_void_p
+)
 _new_tuple = library_function("wasmtime_component_valtuple_new_uninit", None, c_void_p, c_size_t)
 _new_record = library_function("wasmtime_component_valrecord_new_uninit", None, c_void_p, c_size_t)
 _new_flags = library_function("wasmtime_component_valflags_new_uninit", None, c_void_p, c_size_t)
-_new_host = library_function("wasmtime_component_resource_host_new", c_void_p, c_bool, c_uint32, c_uint32)
+_new_host = library_function(
+    "wasmtime_component_resource_host_new", c_void_p, c_bool, c_uint32, c_uint32
+)
 _host_to_any = library_function(
     "wasmtime_component_resource_host_to_any", c_void_p, c_void_p, c_void_p, c_void_p
 )

@@ -35,6 +35,8 @@ NAME_BYTES: Final = 16
 
 words_at: Final = Struct("=8xQQQ").unpack_from
 """The content of a value."""
+put_list: Final = Struct("=QQ").pack_into
+"""The size and the address of a list, eight bytes into its value."""
 
 
 def library_function(name: str, result: Any, *arguments: Any) -> Any:
