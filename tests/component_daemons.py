@@ -49,14 +49,20 @@ def write_agent(folder: Path, name: str, component: Path, **keys: Any) -> Path:
 
 
 @contextmanager
-def component_daemon(folder: Path) -> Iterator[RunningDaemon]:
+def component_daemon(folder: Path, compile_time: str = "5s") -> Iterator[RunningDaemon]:
     """A daemon with `echo` and `sink`, from healthy to stopped."""
+    with component_installation(folder, compile_time).running() as daemon:
+        yield daemon
+
+
+def component_installation(folder: Path, compile_time: str = "5s") -> Installation:
+    """The folder of one, with the files of its agents."""
     made = agentd("init", str(folder / "here"))
     assert made.status == 0, made.errors
     installation = Installation(folder / "here")
     document = tomllib.loads(installation.config.read_text())
     del document["model"]  # nobody needs one
-    document["components"] = {"compile_time": "5s"}
+    document["components"] = {"compile_time": compile_time}
     installation.config.write_text(tomli_w.dumps(document))
     for path in (installation.folder / "agents.d").glob("*.toml"):
         path.unlink()
@@ -68,8 +74,7 @@ def component_daemon(folder: Path) -> Iterator[RunningDaemon]:
     limits = {"inbox": INBOX}
     write_agent(agents, "echo", echo, limits=limits)
     write_agent(agents, "sink", sink, consumes=[ECHOED_TOPIC], publishes=[], limits=limits)
-    with installation.running() as daemon:
-        yield daemon
+    return installation
 
 
 def add(daemon: RunningDaemon, file: Path) -> Command:

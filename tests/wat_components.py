@@ -428,6 +428,10 @@ FEATURES: Final[dict[str, str]] = {
     ),
     "stack switching": "(core module (type $f (func)) (type (cont $f)))",
     "asynchronous components": "(type (future u8))",
+    "garbage-collected references, such as `externref`": "(core module (table 1 externref))",
+    "fixed-length lists": "(type (list u8 4))",
+    "maps": "(type (map string u32))",
+    "component-model extensions": "(type error-context)",
 }
 """By the name that the error gives it, the `extra` of a component that needs a feature which is
 switched off."""

@@ -30,6 +30,9 @@ PROBLEMS_MAX: Final = 16
 """Nobody reads more, and a hostile component has a hundred thousand."""
 SPELLED_CHARS_MAX: Final = 600
 """The longest function of `agent-net:core` has 350. A hostile type has a million nodes."""
+FUNCTION_BYTES_MAX: Final = 64 * 1024
+"""Of the type of an imported function, encoded. That is some 5,000 types in one another, which are
+read when the function is first called, outside of fuel and deadline. WASI's largest has 961."""
 LISTING_CHARS_MAX: Final = 64 * 1024
 """For people: an ordinary component of Python has 25 interfaces of WASI, which take half of it."""
 
@@ -246,6 +249,8 @@ def _import_misfits(
     if name.package != contract.name:
         if _WASI_0_2.fullmatch(name.full) is None:
             yield _unknown(name, contract)
+        else:
+            yield from _unlinkable(name, found)
     elif package is None:
         yield _not_offered("imports", name, contract)
     elif fitting is not None and package.version != fitting.package.version:
@@ -264,6 +269,31 @@ def _import_misfits(
         declared = package.interfaces[name.interface].interface
         for difference in _differences(found, declared, package):
             yield _other_types("component.import", "imports", name, difference, package)
+
+
+def _unlinkable(name: _Name, found: Interface) -> Iterator[Misfit]:
+    """What of an interface is not linked, whose functions otherwise may be what they like."""
+    if found.others:
+        others = _listed(f"`{_short(other)}`" for other in found.others)
+        yield Misfit(
+            "component.import",
+            f"The component imports {name.full} with {others} in it, and of an interface only"
+            " functions and types are linked.",
+            "Leave out of the interface what is an instance, a module or a component.",
+            name.full,
+            name.version,
+        )
+    for of, function in found.functions.items():
+        size = len(msgspec.msgpack.encode(function))
+        if size > FUNCTION_BYTES_MAX:
+            yield Misfit(
+                "component.import",
+                f"The component imports {name.full} with `{_short(of)}`, whose types have {size}"
+                f" bytes; {FUNCTION_BYTES_MAX} are allowed.",
+                "Give it fewer and flatter types, or leave it out.",
+                name.full,
+                name.version,
+            )
 
 
 def _importable(interface: str, package: Package) -> bool:
@@ -364,6 +394,8 @@ def _differences(found: Interface, declared: Interface, package: Package) -> Ite
             )
     for name in found.resources:
         yield f"with the resource `{_short(name)}`, which {_versioned(package)} does not have"
+    for name in found.others:
+        yield f"with `{_short(name)}`, which {_versioned(package)} does not have"
 
 
 def _other_types(code: str, way: str, name: _Name, difference: str, package: Package) -> Misfit:

@@ -15,6 +15,7 @@ import msgspec
 from agent_runtime.component import limits
 from agent_runtime.component.invocation import Invocation, NoRoom
 from agent_runtime.component.log import Log, shortened
+from agent_runtime.component.permission import AGENT_NET
 from agent_runtime.component.types import Case, err, ok
 from ipc_protocol.errors import Problem
 from ipc_protocol.inference import ChatMessage
@@ -43,7 +44,6 @@ from ipc_protocol.work import (
     UseTool,
 )
 
-PACKAGE: Final = "agent-net:core/"
 ATTENTION_TOOL: Final = "attention.request"
 AWAY: Final = "unavailable"
 """The case of `types.error` for what may be had at another time."""
@@ -95,7 +95,7 @@ class Grants:
 
     def functions(self, name: str) -> Functions:
         """By the full name of an interface. One that holds types alone has none."""
-        return self._interfaces.get(name.removeprefix(PACKAGE), {})
+        return self._interfaces.get(name.removeprefix(AGENT_NET), {})
 
     # -- asking
 

@@ -137,6 +137,7 @@ _FEATURES: Final[tuple[tuple[str, str], ...]] = (
     ("64-bit memories", r"memory64|64-bit mem|64-bit table"),
     ("threads and shared memory", r"\bthreads\b|shared mem|shared-everything|atomic"),
     ("more than one memory", r"multi-memory|multiple memories"),
+    ("garbage-collected references, such as `externref`", r"gc types are disallowed"),
     ("garbage collection", r"\bgc\b|array indexed types|heap types|abstract heap|rec group"),
     ("exceptions", r"exceptions? proposal|exception|legacy_exceptions"),
     ("tail calls", r"tail calls?"),
@@ -146,13 +147,15 @@ _FEATURES: Final[tuple[tuple[str, str], ...]] = (
     ("wide arithmetic", r"wide[ _]arithmetic"),
     ("stack switching", r"stack[- ]switching|continuation"),
     ("asynchronous components", r"async"),
-    ("component-model extensions", r"component model|component-model"),
+    ("fixed-length lists", r"fixed-length lists"),
+    ("maps", r"component model map"),
+    ("component-model extensions", r"component model|component-model|`cm-"),
 )
 """A feature, and how the validator's message names it, in the order in which they are tried."""
 
 _SWITCHED_OFF: Final = re.compile(
-    r"not enabled|support is not|must be enabled|is disabled|required (?:the|for)|requires the"
-    r"|not supported|multiple memories"
+    r"not enabled|support is not|to be enabled|must be enabled|is disabled|is not active|disallowed"
+    r"|required (?:the|for)|requires? the|not supported|multiple memories"
 )
 
 
@@ -268,14 +271,16 @@ def _interfaces(items: dict[str, Any]) -> tuple[dict[str, types.Interface], list
 
 
 def _interface(instance: Any) -> types.Interface:
-    functions, resources = {}, []
+    functions, resources, others = {}, [], []
     for name, extern in instance.exports(engine()).items():
         item = extern.ty
         if isinstance(item, wasm.FuncType):
             functions[name] = describe_function(item)
         elif isinstance(item, wasm.ResourceType):
             resources.append(name)
-    return types.Interface(functions, tuple(resources))
+        elif not isinstance(item, wasm.ValType):
+            others.append(name)
+    return types.Interface(functions, tuple(resources), tuple(others))
 
 
 def describe_function(function: Any) -> types.Function:
@@ -336,6 +341,7 @@ class Trap(NamedTuple):
 
 
 TRAP_CODES: Final = {
+    "link": "component.import",
     "unreachable": "component.trapped",
     "fuel": "component.fuel",
     "deadline": "component.deadline",
@@ -351,11 +357,15 @@ TRAP_CODES: Final = {
     "reentry": "component.trapped",
     "other": "component.trapped",
 }
-"""Kinds of trap, each with the code of its error. *memory*, *table* and *instances* are limits of
+"""Kinds of trap, each with the code of its error. *link* is an import that nothing is linked to, so
+that nothing was instantiated. *memory*, *table* and *instances* are limits of
 the store, *bounds* is an access outside of a memory or a table, *encoding* a value that is none of
 its type, *output* more data than the library copies, *reentry* a call after a trap."""
 
+_NOT_LINKED: Final = "not found in the linker"
+
 _KINDS: Final[tuple[tuple[str, str], ...]] = (
+    ("link", _NOT_LINKED),
     ("unreachable", "wasm `unreachable` instruction executed"),
     ("fuel", "all fuel consumed"),
     ("deadline", "wasm trap: interrupt"),
@@ -382,7 +392,7 @@ def trap_of(error: WasmtimeError) -> Trap:
     """What an error of a call or of an instantiation means. The library has only its text."""
     text = str(error)
     head, _, cause = text.rpartition("Caused by:")
-    if not head:
+    if not head or _NOT_LINKED in head:
         cause = text
     message = " ".join(cause.split())
     kind = next((kind for kind, said in _KINDS if re.search(said, message)), "other")

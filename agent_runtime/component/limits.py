@@ -70,6 +70,8 @@ LESSON_CHARS_MAX: Final = 2000
 
 LOG_BYTES_PER_CALL_MAX: Final = 1024 * 1024
 """A flood would bury what the others say, and fill the disk of the journal."""
+LOG_LINES_PER_CALL_MAX: Final = 4096
+"""Each costs some microseconds, also an empty one, and they are outside of fuel and deadline."""
 LOG_LINE_CHARS_MAX: Final = 4096
 
 # ---- WASI ---------------------------------------------------------------------------------------

@@ -6,13 +6,11 @@ what a handle stands for is known to whoever made it.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from agent_runtime.component import boundary, library
+from agent_runtime.component.permission import AGENT_NET
 from agent_runtime.component.types import ComponentType
-
-AGENT_NET: Final = "agent-net:core/"
-"""How the interfaces of the contract begin. `contract.fit` holds those to one world."""
 
 Functions: TypeAlias = dict[str, Callable[..., Any]]
 Exports: TypeAlias = dict[str, boundary.GuestFunction]

@@ -27,10 +27,11 @@ class Log:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._partial = bytearray()
-        self._left = limits.LOG_BYTES_PER_CALL_MAX
+        self.begin_call()
 
     def begin_call(self) -> None:
         self._left = limits.LOG_BYTES_PER_CALL_MAX
+        self._lines_left = limits.LOG_LINES_PER_CALL_MAX
 
     def end_call(self) -> None:
         """What was written to standard error without an end of line becomes one."""
@@ -44,16 +45,16 @@ class Log:
 
     def say(self, level: str, text: str) -> None:
         """What the component says at a level. Several lines become several."""
-        for line in text.splitlines():
+        for line in text.removesuffix("\n").split("\n", limits.LOG_LINES_PER_CALL_MAX):
             self._line(f"{level}: ", line)
 
     def write_stderr(self, data: bytes) -> None:
-        if self._left <= 0:
+        if self._is_full:
             return
-        self._partial += data
-        while (end := self._partial.find(b"\n")) >= 0:
-            self._line("stderr: ", self._partial[:end].decode(errors="replace"))
-            del self._partial[: end + 1]
+        *lines, rest = bytes(self._partial + data).split(b"\n", limits.LOG_LINES_PER_CALL_MAX)
+        for line in lines:
+            self._line("stderr: ", line.decode(errors="replace"))
+        self._partial[:] = rest
         if len(self._partial) > limits.LOG_LINE_CHARS_MAX:
             self._flush_partial()
 
@@ -62,16 +63,21 @@ class Log:
             self._line("stderr: ", self._partial.decode(errors="replace"))
             self._partial.clear()
 
+    @property
+    def _is_full(self) -> bool:
+        return self._left <= 0 or self._lines_left <= 0
+
     def _line(self, prefix: str, text: str) -> None:
-        if self._left <= 0:
+        if self._is_full:
             return
         line = prefix + escaped(shortened(text, limits.LOG_LINE_CHARS_MAX))
         self._left -= len(line) + 1
+        self._lines_left -= 1
         self._write(line)
-        if self._left <= 0:
-            bound = limits.LOG_BYTES_PER_CALL_MAX
+        if self._is_full:
             self._write(
-                f"component: it has said over {bound} characters in one call; no more is kept"
+                f"component: it has said {limits.LOG_LINES_PER_CALL_MAX} lines, or over"
+                f" {limits.LOG_BYTES_PER_CALL_MAX} characters, in one call; no more is kept"
             )
 
     def _write(self, line: str) -> None:

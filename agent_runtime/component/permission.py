@@ -6,7 +6,8 @@ from ipc_protocol.components import ComponentShape
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import ComponentStart
 
-PACKAGE: Final = "agent-net:core/"
+AGENT_NET: Final = "agent-net:core/"
+"""How the interfaces of the contract begin. `contract.fit` holds those to one world."""
 FILES: Final = ("wasi:filesystem/types@", "wasi:filesystem/preopens@")
 """What `preopen_scratch` grants of WASI."""
 
@@ -28,7 +29,7 @@ def _require_grants(shape: ComponentShape, start: ComponentStart, agent: str) ->
     if not missing:
         return
     full = [
-        next(name for name in shape.imports if name.startswith(f"{PACKAGE}{interface}@"))
+        next(name for name in shape.imports if name.startswith(f"{AGENT_NET}{interface}@"))
         for interface in missing
     ]
     granted = ", ".join(f'"{name}"' for name in sorted({*start.grants, *missing}))

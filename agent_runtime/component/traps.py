@@ -27,6 +27,10 @@ _MEMORY_CURE: Final = (
     "Raise `linear_memory` or `tables` in the `limits` of the agent, or build a component that "
     "takes less."
 )
+_IMPORT_CURE: Final = (
+    "Leave the import out of its world, or build it against the interface as it was published: "
+    "only functions and resources of interfaces are linked."
+)
 _OUTPUT_CURE: Final = "The bindings of its toolchain do not let that happen: use them."
 _OWN_FAULT_CURE: Final = (
     "The backtrace says where; `agentd component run` with the message of the trace shows it again."
@@ -44,6 +48,7 @@ CODES: Final = frozenset(
 """What the end of an instance may be called. Whatever else ends one is a trap."""
 
 _BY_KIND: Final[dict[str, tuple[str, str]]] = {
+    "link": ("imports what is not there: {message}", _IMPORT_CURE),
     "fuel": (
         "used up its fuel",
         "Look for an endless loop where the backtrace points; else raise `fuel` in the `limits` of "

@@ -24,6 +24,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from ipc_protocol.errors import Failure
+
 
 class Case(NamedTuple):
     """A value of a variant or a result. `payload` is None where the case has none."""
@@ -123,10 +125,12 @@ class Function(msgspec.Struct, frozen=True, array_like=True):
 
 class Interface(msgspec.Struct, frozen=True):
     """What an import or an export of a component holds. `resources` are the names of types that are
-    resources; the functions of one are named *[method]NAME.WHAT* and alike."""
+    resources; the functions of one are named *[method]NAME.WHAT* and alike. `others` are the names
+    of what is neither a function nor a type: instances, modules, components."""
 
     functions: Mapping[str, Function] = {}
     resources: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 class ComponentType(msgspec.Struct, frozen=True):
@@ -149,6 +153,7 @@ class _Encoded(msgspec.Struct, frozen=True, array_like=True):
 
     functions: dict[str, bytes]
     resources: tuple[str, ...]
+    others: tuple[str, ...]
 
 
 class _EncodedComponent(msgspec.Struct, frozen=True, array_like=True):
@@ -164,7 +169,15 @@ class _Functions(Mapping[str, Function]):
         self._encoded = encoded
 
     def __getitem__(self, name: str) -> Function:
-        return msgspec.msgpack.decode(self._encoded[name], type=Function)
+        encoded = self._encoded[name]
+        try:
+            return msgspec.msgpack.decode(encoded, type=Function)
+        except msgspec.MsgspecError as error:
+            raise Failure(
+                "component.compile",
+                f"What was kept of the type of {name} cannot be read: {error}",
+                "Compile the component again.",
+            ) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._encoded)
@@ -181,6 +194,7 @@ def encode(component: ComponentType) -> bytes:
             name: _Encoded(
                 {each: msgspec.msgpack.encode(one) for each, one in interface.functions.items()},
                 interface.resources,
+                interface.others,
             )
             for name, interface in interfaces.items()
         }
@@ -191,12 +205,12 @@ def encode(component: ComponentType) -> bytes:
 
 
 def decode(data: bytes) -> ComponentType:
-    """What `encode` has encoded. Raises `msgspec.MsgspecError` for anything else; a function that
-    is none raises it when it is asked for."""
+    """What `encode` has encoded. Raises `msgspec.MsgspecError` for anything else; for a function
+    that is none, asking for it raises `Failure`: *component.compile*."""
 
     def of(interfaces: dict[str, _Encoded]) -> dict[str, Interface]:
         return {
-            name: Interface(_Functions(encoded.functions), encoded.resources)
+            name: Interface(_Functions(encoded.functions), encoded.resources, encoded.others)
             for name, encoded in interfaces.items()
         }
 

@@ -9,6 +9,7 @@ what the first ones cost.
 
 import asyncio
 import contextlib
+import itertools
 import json
 import resource
 import statistics
@@ -64,6 +65,12 @@ EXPECTED_MS: Final = {500: 20.0}
 EXPECTED_MIB: Final = {500: 8.0}
 """For one agent, by the size of the fleet it is in."""
 
+STAGES: Final = (
+    "fork, map the native code, and seal",
+    "link, instantiate, and init",
+    "handle the first message",
+)
+
 PEER: Final = "wasmtime-py's own conversion"
 MEASURE_SECONDS_MAX: Final = 300.0
 DESCRIPTORS_PER_WORKER: Final = 4
@@ -77,6 +84,8 @@ class Fleet(NamedTuple):
     agents: int
     first_message_ms: float
     """From the fork to the completion of the first message: the median."""
+    stages_ms: dict[str, float]
+    """The medians of its parts."""
     memory_mib: float
     """Proportional memory of one agent: the mean."""
 
@@ -185,6 +194,10 @@ def _of_fleet(fleet: Fleet) -> list[Measure]:
             "ms",
             EXPECTED_MS.get(fleet.agents),
         ),
+        *(
+            _measure(f"  {stage}", median_ms, "ms", None)
+            for stage, median_ms in fleet.stages_ms.items()
+        ),
         _measure(
             f"proportional memory, one {among}",
             fleet.memory_mib,
@@ -196,19 +209,30 @@ def _of_fleet(fleet: Fleet) -> list[Measure]:
 
 async def _fleet(bench: Workbench, ready: Ready, agents: int) -> Fleet:
     """Start them one after the other, and measure their memory while all of them live."""
-    times_ms: list[float] = []
+    stages_ms: dict[str, list[float]] = {stage: [] for stage in STAGES}
     async with contextlib.AsyncExitStack() as alive:
         for _ in range(agents):
-            began_ns = time.perf_counter_ns()
+            ends_ns = [time.perf_counter_ns()]
             worker = await alive.enter_async_context(
                 bench.zygote.worker(_fork(bench), _HANDLERS, (ready.native_fd,))
             )
+            ends_ns.append(time.perf_counter_ns())
             await worker.connection.call(WORKER_START, _start(ready))
+            ends_ns.append(time.perf_counter_ns())
             answer: Completion = await worker.connection.call(WORKER_HANDLE, _message())
-            times_ms.append((time.perf_counter_ns() - began_ns) / 1e6)
+            ends_ns.append(time.perf_counter_ns())
+            for took_ms, (began, ended) in zip(
+                stages_ms.values(), itertools.pairwise(ends_ns), strict=True
+            ):
+                took_ms.append((ended - began) / 1e6)
             assert len(answer.outputs) == 1
         memory_mib = _worker_memory_mib(bench)
-    return Fleet(agents, statistics.median(times_ms), memory_mib / agents)
+    return Fleet(
+        agents=agents,
+        first_message_ms=statistics.median(map(sum, zip(*stages_ms.values(), strict=True))),
+        stages_ms={stage: statistics.median(each) for stage, each in stages_ms.items()},
+        memory_mib=memory_mib / agents,
+    )
 
 
 def _fork(bench: Workbench) -> Callable[[int], Fork]:

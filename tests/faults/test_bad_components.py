@@ -160,15 +160,25 @@ class Misbehaving(NamedTuple):
     component: str
     words: tuple[str, ...]
     """What the dead letter says."""
+    code: str = ""
+    """Of the trap that the trace shows, if it is one."""
 
 
 MISBEHAVING: Final = {
-    "a trap": Misbehaving(wat.agent(handle=wat.TRAP), ("unreachable",)),
-    "an endless loop": Misbehaving(wat.agent(handle=wat.LOOP), ("fuel",)),
-    "unbounded recursion": Misbehaving(wat.agent(handle=wat.RECURSE), ("stack",)),
-    "memory to the limit": Misbehaving(wat.agent(handle=wat.GROW_MEMORY), ("memory",)),
-    "tables to the limit": Misbehaving(wat.agent(handle=wat.GROW_TABLE), ("table",)),
-    "invalid UTF-8": Misbehaving(wat.agent(handle=wat.INVALID_UTF8), ("utf-8",)),
+    "a trap": Misbehaving(wat.agent(handle=wat.TRAP), ("unreachable",), "component.trapped"),
+    "an endless loop": Misbehaving(wat.agent(handle=wat.LOOP), ("fuel",), "component.fuel"),
+    "unbounded recursion": Misbehaving(
+        wat.agent(handle=wat.RECURSE), ("stack",), "component.memory"
+    ),
+    "memory to the limit": Misbehaving(
+        wat.agent(handle=wat.GROW_MEMORY), ("memory",), "component.memory"
+    ),
+    "tables to the limit": Misbehaving(
+        wat.agent(handle=wat.GROW_TABLE), ("table",), "component.trapped"
+    ),
+    "invalid UTF-8": Misbehaving(
+        wat.agent(handle=wat.INVALID_UTF8), ("utf-8",), "component.trapped"
+    ),
     "a refusal": Misbehaving(wat.agent(handle=wat.refuse("not today")), ("not today",)),
     "a payload of one byte too many": Misbehaving(
         wat.agent(handle=wat.payload_of(PAYLOAD_BYTES_MAX + 1), pages=8),
@@ -186,6 +196,8 @@ def test_its_message_becomes_a_dead_letter_that_says_why(
         reason = wait_dead_letter(daemon, correlation)
         for word in case.words:
             assert word.casefold() in reason.casefold(), reason
+        traces = daemon.ctl("trace", correlation)["deliveries"]
+        assert {trap["code"] for one in traces for trap in one["traps"]} == {case.code} - {""}
 
 
 def test_memory_that_is_not_given_is_the_component_s_own_affair(
@@ -245,6 +257,8 @@ def test_an_endless_loop_keeps_nobody_waiting(daemon: RunningDaemon, tmp_path: P
 def test_a_shutdown_that_never_returns_is_ended(daemon: RunningDaemon, tmp_path: Path) -> None:
     with _Agent(daemon, tmp_path, wat.agent(shutdown=wat.LOOP), limits=BEYOND_ANY_LOAD) as name:
         wait_done(daemon, send(daemon, f"{name}.in", "go"), name)
+    said = f"worker/{name}: component: `shutdown` of the component used up its fuel"
+    assert said in daemon.installation.log.read_text()
 
 
 class _Agent:

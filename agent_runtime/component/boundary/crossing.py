@@ -7,8 +7,9 @@ from agent_runtime.component.boundary.memory import MEMORY, put_list
 from ipc_protocol.errors import Failure
 
 LIFTED_BYTES_MAX: Final = 8 << 20
-"""Of one call's values, where what is no text and no list of bytes counts `LIFTED_VALUE_BYTES`
-each. Lifting is outside of fuel and deadline: this much takes some 50 ms."""
+"""Of one call's values: text and lists of bytes by their size, and 32 for each value within another
+one, at any depth, and for making a tuple or a record. Lifting is outside of fuel and deadline: this
+much takes from 30 ms for numbers to 160 ms for variants and flags."""
 
 Lift: TypeAlias = Callable[[int, int, int], Any]
 """From the three words of a value."""

@@ -80,7 +80,7 @@ def _lift_list(type_: types.ListOf, crossing: Crossing) -> Lift:
 def _lift_tuple(type_: types.TupleOf, crossing: Crossing) -> Lift:
     unpack = Struct("=" + "8xQQQ" * len(type_.elements)).unpack_from
     elements = [(lifter(element, crossing), 3 * i) for i, element in enumerate(type_.elements)]
-    spent = len(elements) * VALUE_BYTES
+    spent = (1 + len(elements)) * VALUE_BYTES
 
     def lift_tuple(_size: int, data: int, _: int) -> tuple[Any, ...]:
         crossing.spend(spent)
@@ -95,7 +95,7 @@ def _lift_record(type_: types.Record, crossing: Crossing) -> Lift:
     fields = [
         (name, lifter(field, crossing), 3 * i) for i, (name, field) in enumerate(type_.fields)
     ]
-    spent = len(fields) * VALUE_BYTES
+    spent = (1 + len(fields)) * VALUE_BYTES
 
     def lift_record(_size: int, data: int, _: int) -> dict[str, Any]:
         crossing.spend(spent)

@@ -1,4 +1,4 @@
-"""Exceptions across the boundary: what a host function raises is raised where the guest was called."""
+"""Exceptions across the boundary: what a host function raises ends the call of the guest."""
 
 from collections.abc import Callable
 from ctypes import c_char_p, c_void_p

@@ -5,10 +5,11 @@ scratch space is a folder where the configuration grants it. Everything else tha
 is linked `inert`. None of it waits, and none of it reaches out of the sandbox.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
-from agent_runtime.component.types import Interface
+from agent_runtime.component.types import Interface, Type
 from agent_runtime.component.wasi import cli, clocks, filesystem, inert, polling, streams
 from agent_runtime.component.wasi.chance import random_functions
 from agent_runtime.component.wasi.surroundings import Functions, Surroundings
@@ -75,9 +76,13 @@ class Wasi:
         def nothing() -> int:
             return self._around.handles.add(Inert())
 
+        @functools.cache
+        def result() -> Type | None:
+            return interface.functions[function].result
+
         def answer(*_: Any) -> Any:
             try:
-                return inert.answer(interface.functions[function].result, nothing)
+                return inert.answer(result(), nothing)
             except inert.NoAnswer:
                 raise HostTrap(f"it called {name}#{function}, which is linked to nothing") from None
 

@@ -18,6 +18,7 @@ MEMORY = 16 * 1024 * 1024
         ("instances", "the message", "fewer modules"),
         ("encoding", "no value of its type: the message", "bindings"),
         ("output", "more than a call may copy: the message", "less"),
+        ("link", "not there: the message", "Leave the import out"),
         ("unreachable", "trapped: the message", "backtrace"),
         ("something new", "trapped: the message", "backtrace"),
     ],

@@ -8,11 +8,14 @@ import pytest
 
 from agent_runtime.component.contract import (
     BACKED,
+    FUNCTION_BYTES_MAX,
     INTERFACES_MAX,
+    LISTING_CHARS_MAX,
     NAME_CHARS_MAX,
     PROBLEMS_MAX,
     SPELLED_CHARS_MAX,
     fit,
+    listing,
 )
 from agent_runtime.component.shipped import load
 from agent_runtime.component.types import (
@@ -195,6 +198,37 @@ def test_wasi_of_another_version_is_unknown(name: str) -> None:
     assert name in failure.problem.message
     assert "WASI in 0.2" in failure.problem.message
     assert "WASI 0.2" in failure.problem.cure
+
+
+def test_what_of_an_interface_cannot_be_linked_is_named() -> None:
+    nested = Interface(others=("inner", "module"))
+    failure = only_problem(component(more={"wasi:foo/bar@0.2.0": nested}), "component.import")
+    assert "wasi:foo/bar@0.2.0 with `inner` and `module` in it" in failure.problem.message
+
+
+def test_an_interface_of_the_package_has_nothing_else_in_it() -> None:
+    bus = msgspec.structs.replace(CONTRACT.interface(core("bus@0.2.0")), others=("inner",))
+    failure = only_problem(component(more={core("bus@0.2.0"): bus}), "component.import")
+    assert "with `inner`, which agent-net:core@0.2.0 does not have" in failure.problem.message
+
+
+def test_a_function_with_too_many_types_is_named() -> None:
+    def of(count: int) -> Interface:
+        types = TupleOf((Primitive("u8"),) * count)
+        return Interface({"few": Function((), None), "many": Function((("of", types),), None)})
+
+    name = "wasi:foo/bar@0.2.0"
+    nearly_all = (FUNCTION_BYTES_MAX - 100) // len(msgspec.msgpack.encode(Primitive("u8")))
+    assert name in fits(component(more={name: of(nearly_all)})).imports
+    failure = only_problem(component(more={name: of(nearly_all + 10)}), "component.import")
+    assert f"{name} with `many`, " in failure.problem.message
+
+
+def test_functions_are_listed_as_far_as_there_is_room() -> None:
+    many = {f"f{number}": Function((), None) for number in range(LISTING_CHARS_MAX)}
+    found = component(more={"wasi:a/few@0.2.0": ANY, "wasi:b/many@0.2.0": Interface(many)})
+    assert list(listing(found)) == [core("bus@0.2.0"), "wasi:a/few@0.2.0"]
+    assert listing(found)["wasi:a/few@0.2.0"] == ["get: func() -> u64"]
 
 
 # ---- Worlds that do not fit ----------------------------------------------------------------------

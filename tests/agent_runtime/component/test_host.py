@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import wat_components as wat
 from component_hosts import Hosted, build_everything, native, native_wat, offered
 from deliveries import evidence
 from deliveries import handle as delivery
 
-from agent_runtime.component import library, limits
+from agent_runtime.component import library, limits, types
 from agent_runtime.component.native import Native
 from agent_runtime.loop.consulting import ACTS, TAKES_OVER, Advice, Consult, Judgement
 from ipc_protocol.errors import Failure, Problem
@@ -110,14 +111,18 @@ def test_a_message_for_another_conversation_is_refused() -> None:
     assert not component.host.dead
 
 
-def test_what_was_staged_by_a_call_that_failed_has_not_happened() -> None:
+def test_what_was_staged_by_a_phase_that_failed_has_not_happened() -> None:
     publish_and_refuse = wat.PUBLISH.replace(wat.ECHO, wat.refuse("no"))
     refused = (
         f"(if (i32.eq (global.get $count) (i32.const 1)) (then (return {publish_and_refuse})))"
     )
     component = hosted(wat.agent(handle=f"{refused} {wat.ECHO}"))
-    assert failure_of(component).code == "component.refused"
-    assert len(component.act().outputs) == 1
+    handle = delivery()
+    with pytest.raises(Failure) as caught:
+        component.consult(Consult("act"), handle)
+    assert caught.value.code == "component.refused"
+    assert len(component.asked) == 1
+    assert len(component.consult(Consult("act"), handle).outputs) == 1
 
 
 def test_ten_thousand_messages_are_bounded_and_counted() -> None:
@@ -148,7 +153,8 @@ def test_more_than_a_completion_holds_is_an_error() -> None:
 def test_more_than_a_call_may_copy_is_an_error() -> None:
     component = hosted(wat.agent(handle=wat.payload_of(16 * 1024 * 1024)))
     problem = failure_of(component)
-    assert problem.code == "component.output"
+    assert problem.code == "component.trapped"
+    assert "more than a call may copy" in problem.message
     assert component.host.dead
 
 
@@ -195,17 +201,11 @@ def test_a_component_that_needs_more_memory_than_it_may_have_is_not_started() ->
     assert "linear_memory" in caught.value.problem.cure
 
 
-def test_a_string_that_is_none_is_an_error_of_the_output() -> None:
+def test_a_string_that_is_none_is_a_trap() -> None:
     component = hosted(wat.agent(handle=wat.INVALID_UTF8))
     problem = failure_of(component)
-    assert problem.code == "component.output"
+    assert problem.code == "component.trapped"
     assert "utf-8" in problem.message
-
-
-def test_a_trap_costs_what_was_staged() -> None:
-    component = hosted(wat.agent(handle=wat.PUBLISH.replace(wat.ECHO, wat.TRAP)))
-    assert failure_of(component).code == "component.trapped"
-    assert len(component.asked) == 1
 
 
 def test_fuel_and_time_are_given_anew_for_each_call() -> None:
@@ -295,6 +295,17 @@ def test_a_shutdown_ends_whatever_it_does(shutdown: str) -> None:
     assert ("`shutdown`" in component.log.getvalue()) is bool(shutdown)
 
 
+def test_types_that_were_kept_and_cannot_be_read_are_the_compilers_to_make_again() -> None:
+    component = native_wat(wat.agent(imports=(wat.CLOCK,)))
+    encoded = types.encode(library.describe(component.component))
+    now = msgspec.msgpack.encode(types.Function((), types.Primitive("u64")))
+    assert encoded.count(now) == 1
+    assert Hosted(component, types=encoded).started().said("97") == "97"
+    with pytest.raises(Failure, match="type of now") as caught:
+        Hosted(component, types=encoded.replace(now, b"\xc0" * len(now)))
+    assert caught.value.code == "component.compile"
+
+
 # ---- Grants --------------------------------------------------------------------------------------
 
 PUT = """(local.set $a (call $allocate (i32.const 20)))
@@ -327,6 +338,18 @@ def test_imports_of_nothing_are_listed_and_refused_where_imports_are_strict() ->
         hosted(text, strict_imports=True)
     assert caught.value.code == "component.strict-imports"
     hosted(wat.agent(imports=(wat.CLOCK,)), strict_imports=True)
+
+
+def test_an_interface_within_an_interface_is_not_linked() -> None:
+    nested = wat.Import(
+        "nested",
+        '(import "wasi:foo/bar@0.2.0" (instance $nested'
+        ' (export "inner" (instance (export "run" (func))))))',
+        {},
+    )
+    with pytest.raises(Failure, match=r"wasi:foo/bar@0\.2\.0 with `inner`") as caught:
+        hosted(wat.agent(imports=(nested,)))
+    assert caught.value.code == "component.import"
 
 
 def test_resources_of_nothing_are_handed_out_until_there_are_too_many() -> None:

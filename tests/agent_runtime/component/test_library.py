@@ -162,6 +162,18 @@ def test_types_of_every_kind_are_described() -> None:
     )
 
 
+def test_what_an_interface_holds_beside_functions_and_types_is_described() -> None:
+    found = library.describe(
+        compiled(
+            """(component (import "all" (instance
+      (type $t' (record (field "a" u8))) (export "t" (type (eq $t')))
+      (export "inner" (instance (export "f" (func)))) (export "m" (core module))
+      (export "c" (component)))))"""
+        )
+    )
+    assert found.imports == {"all": types.Interface(others=("inner", "m", "c"))}
+
+
 # ---- Traps ---------------------------------------------------------------------------------------
 
 
@@ -225,6 +237,17 @@ def test_values_that_are_none_of_their_type_are_told() -> None:
     assert trap(wat.INVALID_UTF8).code == "component.output"
     outside = '(call $answer (i32.const 0x7fffffff) (i32.const 9) "x" "")'
     assert trap(outside).code == "component.output"
+
+
+def test_what_is_not_linked_is_told_from_a_trap() -> None:
+    component = compiled('(component (import "a:b/c@1.0.0" (instance (export "output" (func)))))')
+    store = library.Store(library.engine())
+    with pytest.raises(library.WasmtimeError) as raised:
+        boundary.instantiate(library.Linker(library.engine()), store, component)
+    found = library.trap_of(raised.value)
+    assert (found.kind, found.code) == ("link", "component.import")
+    assert "a:b/c@1.0.0" in found.message
+    assert "`output`" in found.message
 
 
 def test_every_kind_of_trap_has_a_code() -> None:

@@ -118,6 +118,24 @@ def test_a_call_without_an_answer_traps_with_the_name_of_the_function() -> None:
     assert len(setting.around.handles) == 0
 
 
+class Counted(dict[str, Function]):
+    """Functions that are counted when they are asked for, which decodes them."""
+
+    asked = 0
+
+    def __getitem__(self, name: str) -> Function:
+        self.asked += 1
+        return super().__getitem__(name)
+
+
+def test_the_type_of_what_is_linked_to_nothing_is_decoded_once_and_when_it_is_called() -> None:
+    counted = Counted({"list": Function((), ListOf(STRING)), "never": Function((), None)})
+    functions = Setting().wasi.functions("wasi:sockets/tcp@0.2.9", Interface(counted))
+    assert counted.asked == 0
+    assert [functions["list"]() for _ in range(3)] == [[], [], []]
+    assert counted.asked == 1
+
+
 def test_another_version_of_wasi_is_linked_to_nothing() -> None:
     interface = Interface(functions={"now": Function((), Primitive("u64"))})
     functions = Setting().wasi.functions("wasi:clocks/monotonic-clock@0.3.0", interface)
@@ -551,6 +569,25 @@ def test_a_flood_is_cut_off_and_the_next_call_begins_anew() -> None:
     log.begin_call()
     log.say("info", "kept, too")
     assert said.getvalue().endswith("component: kept\ninfo: kept, too\n")
+
+
+@pytest.mark.parametrize("text", ["\n" * 1_000_000, "x\n" * 500_000])
+def test_a_flood_of_lines_is_cut_off(text: str) -> None:
+    for write in (
+        lambda log: log.say("info", text),
+        lambda log: log.write_stderr(text.encode()),
+        lambda log: [log.write_stderr(b"\n") for _ in range(10_000)],
+    ):
+        said = io.StringIO()
+        log = Log(said)
+        write(log)
+        log.end_call()
+        lines = said.getvalue().splitlines()
+        assert len(lines) == limits.LOG_LINES_PER_CALL_MAX + 1
+        assert "no more is kept" in lines[-1]
+        log.begin_call()
+        log.say("info", "again")
+        assert said.getvalue().endswith("info: again\n")
 
 
 def test_a_long_line_is_shortened() -> None:
