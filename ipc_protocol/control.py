@@ -111,6 +111,8 @@ class AgentStatus(Message, frozen=True):
 
 class Agents(Message, frozen=True):
     agents: list[AgentStatus]
+    retired: list[str] = []
+    """Those that are configured and not there, because an operator has retired them."""
 
 
 class EngineSummary(Message, frozen=True):
@@ -141,6 +143,8 @@ class Status(Message, frozen=True):
     conversations: dict[str, int]
     attention_open: int
     dead_letters: int
+    retired: list[str] = []
+    """As in `Agents`."""
 
 
 class Trap(Message, frozen=True):
@@ -354,7 +358,7 @@ class RollBackAgent(Message, frozen=True):
 class AgentChange(Message, frozen=True):
     """How far the change of an agent is. `done` is a fraction, where one is known."""
 
-    stage: Literal["check", "compile", "start", "hand-over", "drain", "remove"]
+    stage: Literal["check", "compile", "start", "hand-over", "drain"]
     detail: str = ""
     done: float | None = None
 

@@ -29,6 +29,7 @@ CODES: Final[dict[str, str]] = {
     "bus.expired": "the message is past its time to live, or has made too many hops",
     "bus.invalid-topic": "the topic is not made of words and dots",
     "agent.unknown": "there is no agent of that name",
+    "agent.unfinished": "the agent is retired, and has deliveries that it cannot finish",
     "conversation.unknown": "there is no conversation of that correlation id",
     "attention.unknown": "there is no open attention request of that number",
     "journal.mismatch": "a replayed request differs from its journal entry",

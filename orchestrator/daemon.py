@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from typing import Final
 
 import uvloop
@@ -32,6 +32,7 @@ from orchestrator.bus.registration import RegisterAgents, register_agents
 from orchestrator.bus.routing import BUS
 from orchestrator.components.upgrading import Upgrading
 from orchestrator.components.versions import Keeping, in_use
+from orchestrator.config.own import OwnFiles
 from orchestrator.config.types import Config
 from orchestrator.control.changing import Changing
 from orchestrator.control.deliveries import Deliveries
@@ -92,6 +93,7 @@ class Daemon:
         languages: dict[str, LanguageEngine],
         embedding: EmbeddingEngine,
         drivers: Mapping[str, Driver],
+        withheld: Collection[str] = (),
     ) -> None:
         self._config = config
         self._store = store
@@ -100,6 +102,7 @@ class Daemon:
         self._zygote = zygote
         self._engines: list[Engine] = [*languages.values(), embedding]
         self._drivers = drivers
+        self._withheld = withheld
         self._started_us = clock_us()
         self._due = asyncio.Event()
 
@@ -109,8 +112,9 @@ class Daemon:
     def agent_names(self) -> list[str]:
         return list(self._drivers)
 
-    async def agents(self) -> list[control.AgentStatus]:
-        return self._agent_statuses(await self._views.counts())
+    async def agents(self) -> control.Agents:
+        agents = self._agent_statuses(await self._views.counts())
+        return control.Agents(agents=agents, retired=sorted(self._withheld))
 
     async def engines(self) -> list[control.EngineSummary]:
         return list(await asyncio.gather(*(engine.summary() for engine in self._engines)))
@@ -131,6 +135,7 @@ class Daemon:
             conversations=counts.conversations,
             attention_open=counts.attention_open,
             dead_letters=counts.dead_letters,
+            retired=sorted(self._withheld),
         )
 
     async def recall(self, agent: str, query: str, limit: int) -> list[control.OwnedMemory]:
@@ -292,7 +297,9 @@ async def opened(config: Config, metrics: Metrics) -> AsyncIterator[tuple[Store,
     )
     try:
         registrations = [assembly.registration(agent) for agent in config.agents.values()]
-        registered = await store.apply(register_agents, BUS, RegisterAgents(agents=registrations))
+        own = OwnFiles(config.source, config.daemon.state)
+        joining = RegisterAgents(agents=registrations, added=own.names())
+        registered = await store.apply(register_agents, BUS, joining)
         released = await store.apply(release_leases, BUS, ReleaseLeases())
         if released:
             log.info("%d deliveries go on from their journals", released)
@@ -329,9 +336,6 @@ async def _run(config: Config, listener: socket.socket) -> None:
             agents, config.screening.ignores, store, store.reader("screening"), embedding
         )
         roster = Roster(assembler.driver, (assembler.know, screener.know), agents)
-        for name, answer in (await views.quarantines()).items():
-            if answer is None and name in roster:
-                roster[name].hold()
         enrolment = Enrolment(
             config,
             roster,
@@ -342,7 +346,20 @@ async def _run(config: Config, listener: socket.socket) -> None:
             metrics=metrics,
         )
         await enrolment.resume(withheld)
-        daemon = Daemon(config, store, views, metrics, zygote, languages, embedding, roster)
+        for name, answer in (await views.quarantines()).items():
+            if answer is None and name in roster:
+                roster[name].hold()
+        daemon = Daemon(
+            config,
+            store,
+            views,
+            metrics,
+            zygote,
+            languages,
+            embedding,
+            roster,
+            enrolment.withheld,
+        )
         service = Service(
             daemon, store, views, metrics, config.conversation.time_to_live_us, clock_us
         )

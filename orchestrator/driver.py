@@ -1,7 +1,7 @@
 """The driver of one agent: keeps a confined worker alive, and leases it one delivery at a time.
 
 It decides nothing about messages (the bus does), about restarts (`supervision.restart` does), about
-a delivery in work (`lane` does), or about how good a new version is (`components.probation` does).
+a delivery in work (`lane` does), or about how good a new version is (`trial` does).
 
 Theory of operation. The worker of a new version is begun beside the one that works, and waits. When
 the lane is between two deliveries it takes over: from then on all leases are its own, and the other
@@ -32,23 +32,12 @@ from orchestrator.bus.observations import HealthEvent, report_health
 from orchestrator.bus.routing import BUS
 from orchestrator.bus.versions import Version
 from orchestrator.components.compiling import Progress
-from orchestrator.components.probation import (
-    Degraded,
-    Event,
-    Failed,
-    HandedOver,
-    Handled,
-    Probation,
-    Superseded,
-    Terms,
-    TimePassed,
-    observe,
-)
-from orchestrator.components.versions import Change, ComponentVersions
+from orchestrator.components.probation import Terms
+from orchestrator.components.versions import UNUSABLE, Change, ComponentVersions
 from orchestrator.config.types import AgentConfig
 from orchestrator.effects import Effects
 from orchestrator.incarnations import Incarnation, Incarnations
-from orchestrator.lane import Ending, Lane
+from orchestrator.lane import Lane
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
 from orchestrator.supervision.child import ChildState
@@ -60,6 +49,7 @@ from orchestrator.supervision.restart import (
     RestartType,
 )
 from orchestrator.supervision.supervisor import Supervisor
+from orchestrator.trial import Trial
 from orchestrator.waiting import first_of
 from orchestrator.workers import ZygoteDied
 
@@ -75,21 +65,6 @@ ZYGOTE_DEATHS_MAX: Final = 3
 """Under one start of a successor or of a rehearsal. Something else is wrong after that."""
 
 LEAVING: Final = "retired, and finishes what it has"
-
-UNUSABLE: Final = frozenset(
-    {
-        "component.malformed",
-        "component.feature",
-        "component.world",
-        "component.version",
-        "component.import",
-        "component.grant",
-        "component.strict-imports",
-        "component.compile",
-        "component.unknown",
-    }
-)
-"""What is wrong with a component itself. To try it again would find the same."""
 
 AgentState = Literal["starting", "idle", "busy", "backoff", "quarantined", "stopped"]
 
@@ -149,9 +124,7 @@ class Driver:
             f"worker/{self.name}", policy, clock_us, self._raise_quarantine
         )
         self._incarnation: Incarnation | None = None
-        self._before: Version | None = None
-        """What works again if the version on probation does not do."""
-        self._probation: Probation | None = None
+        self._trial = Trial(self.name, versions, store=store, metrics=metrics, clock_us=clock_us)
         self._succession: _Succession | None = None
         self._called = asyncio.Event()
         """There is a succession."""
@@ -173,15 +146,7 @@ class Driver:
     @property
     def probation(self) -> OnProbation | None:
         """How far the version is that works."""
-        probation = self._probation
-        if probation is None:
-            return None
-        return OnProbation(
-            since_us=probation.since_us,
-            handled=probation.handled,
-            messages=probation.terms.messages,
-            us=probation.terms.us,
-        )
+        return self._trial.told
 
     def status(self, pending: int, parked: int, done: int, memories: int) -> AgentStatus:
         """How the agent is, with the numbers that only the store knows."""
@@ -252,7 +217,7 @@ class Driver:
         succession = self._succession = _Succession(incarnation, change, taken)
         self._called.set()
         self.wake()
-        self.release()
+        self._supervisor.renew()
         try:
             await first_of(asyncio.shield(taken), incarnation.worker.connection.wait_closed())
         finally:
@@ -291,9 +256,7 @@ class Driver:
         self._called.clear()
         incarnation, change = succession.incarnation, succession.change
         try:
-            self.version, self._before = await self.versions.take_over(
-                incarnation.component, change
-            )
+            self.version, before = await self.versions.take_over(incarnation.component, change)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 succession.taken.cancel()
@@ -301,13 +264,10 @@ class Driver:
                 succession.taken.set_exception(error)
             await self._incarnations.end(incarnation, in_order=False)
             raise
-        if self._probation is not None:
-            self._observe(Superseded(self.version.number))
-            self._probation = None
-        if self._before is not None:
+        self._trial.drop()
+        if before is not None:
             assert change.terms is not None
-            self._probation = Probation(terms=change.terms)
-            await self._judge(HandedOver())
+            await self._trial.begin(self.version, before, change.terms)
         log.info("worker/%s: version %d has taken over", self.name, self.version.number)
         if change.source == "rollback":
             self._metrics.rolled_back(self.name)
@@ -315,47 +275,6 @@ class Driver:
             self._metrics.upgraded(self.name)
         succession.taken.set_result(self.version)
         return incarnation
-
-    def _observe(self, event: Event) -> None:
-        assert self._probation is not None
-        self._probation = observe(self._probation, event, self._clock_us())
-
-    async def _judge(self, event: Event) -> None:
-        """What an event means for the version on probation, if there is one."""
-        if self._probation is None or self._probation.over:
-            return
-        self._observe(event)
-        if self._probation.state == "kept":
-            assert self.versions is not None and self.version is not None
-            log.info("worker/%s: version %d is kept", self.name, self.version.number)
-            await self.versions.settle(self.version)
-            self._probation = self._before = None
-
-    @property
-    def _reverted(self) -> bool:
-        return self._probation is not None and self._probation.state == "reverted"
-
-    async def _revert(self) -> None:
-        """The version before is the agent's again, and whoever operates it hears why."""
-        probation, failed, before = self._probation, self.version, self._before
-        assert self.versions is not None
-        assert probation is not None and failed is not None and before is not None
-        self._probation = self._before = None
-        detail = (
-            f"Version {failed.number} of {self.name} was rolled back to that of version "
-            f"{before.number}, after {probation.handled} messages: {probation.reason}"
-        )
-        log.error("worker/%s: %s", self.name, detail)
-        change = Change(source="rollback", by=BUS, ends="rolled-back", reason=probation.reason)
-        self.version, _ = await self.versions.take_over(before.sha256, change)
-        self._metrics.rolled_back(self.name)
-        event = HealthEvent(
-            kind="rollback",
-            detail=detail,
-            agent=self.name,
-            data={"from": failed.number, "to": self.version.number, "sha256": failed.sha256},
-        )
-        await self._store.apply_when_room(report_health, BUS, event)
 
     # -- one life after the other
 
@@ -375,7 +294,7 @@ class Driver:
             while True:
                 died, why = await self._spend(incarnation)
                 if died.own and self._succession is None:
-                    await self._judge(Failed(why))
+                    await self._trial.failed(why)
                 if not self._is_followed:
                     return died
                 incarnation = await self._next()
@@ -387,20 +306,20 @@ class Driver:
     @property
     def _is_followed(self) -> bool:
         """Another worker comes at once, and it is not the restart policy that says so."""
-        return self._succession is not None or self._reverted
+        return self._succession is not None or self._trial.has_failed
 
     async def _next(self) -> Incarnation:
         """The worker that comes now. Raises `Failure` and `ZygoteDied`."""
         while True:
             if self._succession is not None:
                 return await self._hand_over(self._succession)
-            if self._reverted:
-                await self._revert()
+            if self._trial.has_failed:
+                self.version = await self._trial.go_back()
             try:
                 return await self._begin()
             except Failure as failure:
-                await self._judge(Failed(failure.problem.message))
-                if self._reverted:
+                await self._trial.failed(failure.problem.message)
+                if self._is_followed:
                     continue
                 if failure.code not in UNUSABLE:
                     raise
@@ -410,11 +329,10 @@ class Driver:
         if self.versions is None:
             return await self._incarnations.begin("")
         if self.version is None:
-            self.version, self._before = await self.versions.opening(self._tell_progress)
-            if self._before is not None:
+            self.version, before = await self.versions.opening(self._tell_progress)
+            if before is not None:
                 # The daemon was stopped during its probation, which begins anew.
-                self._probation = Probation(terms=Terms())
-                self._observe(HandedOver())
+                await self._trial.begin(self.version, before, Terms())
         return await self._incarnations.begin(self.version.sha256, self._tell_progress)
 
     def _tell_progress(self, progress: Progress) -> None:
@@ -472,27 +390,19 @@ class Driver:
             if leased is None:
                 await self._idle(incarnation)
             else:
-                self._handling, trial = True, self._probation is not None
+                self._handling, trial = True, self._trial.is_on
                 ending = await self._lane.handle(worker, incarnation.name, leased, trial=trial)
                 self._handling = False
-                await self._judge_ending(ending)
+                await self._trial.ended(ending)
 
     async def _idle(self, incarnation: Incarnation) -> None:
         """Until there may be work, the worker is gone, or its probation may be over."""
-        due_us = None if self._probation is None else self._probation.due_us
+        due_us = self._trial.due_us
         seconds = None if due_us is None else max(0, due_us - self._clock_us()) / 1e6
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await first_of(self._awake.wait(), incarnation.worker.connection.wait_closed())
-        await self._judge(TimePassed())
-
-    async def _judge_ending(self, ending: Ending) -> None:
-        if ending.condition is not None:
-            condition = ending.condition
-            assert condition.condition != "healthy"
-            await self._judge(Degraded(condition.condition, condition.detail))
-        elif not ending.left:
-            await self._judge(Handled())
+        await self._trial.time_passed()
 
     async def _lease(self, incarnation: Incarnation) -> Leased | None:
         await self._incarnations.give_back_unreturned()

@@ -6,25 +6,29 @@ that stands in a file of the configuration is added again with that very file, a
 files would contradict each other at the next start.
 
 An agent that is retired receives nothing more from that moment. It finishes what it has, then its
-worker is ended, and its own file removed; its memories, its state and all that it did stay. That
+worker is ended, and its own file put away; its memories, its state and all that it did stay. That
 it is retired stands in the database, so it stays so, whatever the configuration says, until it is
 added again. What waits for somebody else, such as a person's answer, may take longer than whoever
 retires it wants to wait: the rest is done without him, and after a restart of the daemon too.
+
+An agent that leaves can still be upgraded and rolled back, for one that does not work finishes
+nothing; and to add it again calls it back.
 """
 
 import asyncio
 import contextlib
 import logging
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from ipc_protocol import control
 from ipc_protocol.errors import Failure
 from orchestrator import assembly
+from orchestrator.bus.attention import AnswerAttention, answer_attention
 from orchestrator.bus.registration import AddAgent, RetireAgent, add_agent, retire_agent
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.bus.versions import EndVersion, end_version
@@ -33,10 +37,11 @@ from orchestrator.components.private import write_file
 from orchestrator.components.upgrading import Report, Tell, compiling, telling
 from orchestrator.components.versions import ComponentVersions, Keeping
 from orchestrator.config.added import Added, read_added
-from orchestrator.config.loader import AGENTS_FOLDER, agent_files
+from orchestrator.config.loader import agent_files
+from orchestrator.config.own import AGENTS_FOLDER, OwnFiles
 from orchestrator.config.problems import ConfigErrors
 from orchestrator.config.types import Config
-from orchestrator.control.views import Undone, Views
+from orchestrator.control.views import NOTHING_UNDONE, Undone, Views
 from orchestrator.metrics import Metrics
 from orchestrator.roster import Roster
 from orchestrator.store.reader import Reader
@@ -44,11 +49,19 @@ from orchestrator.store.store import Store
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 CHANGES_MAX: Final = 256
 """Ends of deliveries not yet looked at while an agent drains; more of them say the same."""
 
 ENDS: Final = frozenset({"delivery.done", "delivery.parked", "deadletter"})
 """What makes the number of an agent's unfinished deliveries smaller, or of those it waits with."""
+
+LOOK_SECONDS: Final = 1.0
+"""Between two looks whether an agent that finishes nothing still works."""
+
+UNABLE: Final = frozenset({"quarantined", "stopped"})
+"""States of an agent that only somebody else ends."""
 
 
 class Enrolment:
@@ -72,17 +85,22 @@ class Enrolment:
         self._reader = reader
         self._views = views
         self._metrics = metrics
-        self._folder = config.daemon.state / AGENTS_FOLDER
+        self._own = OwnFiles(config.source, config.daemon.state)
         self._left: asyncio.Queue[str] = asyncio.Queue(maxsize=assembly.WORKERS_MAX)
-        self._gone: dict[str, asyncio.Event] = {}
-        """Of those that leave: they are not there any more."""
+        self._over: dict[str, asyncio.Event] = {}
+        """Of those that leave: they are gone, or called back."""
+        self._seen_off: dict[str, asyncio.Task[None]] = {}
+        self.withheld: set[str] = set()
+        """Agents that are configured and not there, because they were retired."""
 
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 name = await self._left.get()
-                tasks.create_task(self._see_off(name), name=f"retiring {name}")
+                if name in self._over and name not in self._seen_off:
+                    seeing_off = tasks.create_task(self._see_off(name), name=f"retiring {name}")
+                    self._seen_off[name] = seeing_off
 
     async def resume(self, withheld: Collection[str]) -> None:
         """Before `run`: those that were retired and have not finished go on with it."""
@@ -91,6 +109,14 @@ class Enrolment:
             if undone.pending + undone.waiting:
                 self._roster.add(self._config.agents[name])
                 self._leave(name)
+                continue
+            await self._put_away(name)
+            if name in self.withheld:
+                log.warning(
+                    "agent %s is configured, and stays away because it was retired; "
+                    "`agentd ctl agents add` brings it back",
+                    name,
+                )
 
     # -- coming
 
@@ -110,22 +136,33 @@ class Enrolment:
                     stack.enter_context(contextlib.closing(await self._ready(added, sha256, tell)))
                     tell(control.AgentChange(stage="start", detail=name))
                     await self._roster.candidate(added.agent).rehearse(sha256)
-                file = configured
-                if file is None:
-                    file = self._folder / f"{name}.toml"
-                    await asyncio.to_thread(self._write, file, added.text)
-                try:
-                    joining = AddAgent(agent=assembly.registration(added.agent), by=OPERATOR)
-                    await self._store.apply(add_agent, BUS, joining)
-                except Failure:
-                    if configured is None:
-                        await asyncio.to_thread(file.unlink, missing_ok=True)
-                    raise
-                self._roster.add(added.agent)
+                file = await _whole(self._join(added, configured))
         log.info("agent %s was added", name)
         return control.AgentAdded(
             agent=name, file=str(file), warnings=[str(each) for each in added.warnings]
         )
+
+    async def _join(self, added: Added, configured: Path | None) -> Path:
+        """It is there from now on. Returns its file."""
+        name = added.agent.name
+        leaving = self._roster.is_leaving(name)
+        file = configured
+        if file is None:
+            file = self._own.path(name)
+            await asyncio.to_thread(_write, file, added.text)
+        try:
+            joining = AddAgent(agent=assembly.registration(added.agent), by=OPERATOR)
+            await self._store.apply(add_agent, BUS, joining)
+        except Failure:
+            if configured is None and not leaving:
+                await asyncio.to_thread(file.unlink, missing_ok=True)
+            raise
+        if leaving:
+            await self._call_back(name)
+        self._roster.add(added.agent)
+        self.withheld.discard(name)
+        await asyncio.to_thread(self._own.is_back, name)
+        return file
 
     async def _uploaded(self, asked: control.AddAgent) -> tuple[dict[str, Path], dict[Path, str]]:
         """Where the components lie that came along, by their names, and what they are."""
@@ -155,7 +192,7 @@ class Enrolment:
         return added
 
     def _require_new(self, name: str) -> None:
-        if name in self._roster:
+        if name in self._roster and not self._roster.is_leaving(name):
             raise Failure(
                 "request.invalid",
                 f"There is an agent {name} already.",
@@ -178,16 +215,13 @@ class Enrolment:
                 return file
         return None
 
-    def _write(self, file: Path, text: str) -> None:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        write_file(file, text.encode())
-
     # -- going
 
     async def retire(self, name: str, report: Report) -> control.AgentRetired:
         """Let an agent finish and go. Returns when it is gone, or waits for somebody else.
 
-        Who hangs up before that changes nothing any more. Raises `agent.unknown`.
+        Who hangs up before that changes nothing any more. Raises `agent.unknown`, and
+        `agent.unfinished` where it does not work, or is called back.
         """
         if name not in self._roster:
             raise Failure(
@@ -198,38 +232,89 @@ class Enrolment:
                 retiring = RetireAgent(name=name, by=OPERATOR)
                 await self._store.apply(retire_agent, BUS, retiring)
                 self._leave(name)
-        own = self._own_file(name)
+        own, over = self._own.find(name), self._over[name]
         async with telling(report) as tell:
             undone = await self._drained(name, tell)
-            if not undone.waiting and name in self._gone:
-                await self._gone[name].wait()
+            if not undone.waiting:
+                await over.wait()
+        if name in self._roster and not self._roster.is_leaving(name):
+            raise Failure("agent.unfinished", f"{name} was added again before it had finished.")
         return control.AgentRetired(
             agent=name, parked=undone.waiting, removed_file=None if own is None else str(own)
         )
 
     def _leave(self, name: str) -> None:
-        self._gone[name] = asyncio.Event()
+        self._over[name] = asyncio.Event()
         self._roster.leave(name)
         self._left.put_nowait(name)
 
-    async def _drained(
-        self, name: str, tell: Tell | None = None, *, wholly: bool = False
-    ) -> Undone:
-        """Wait until an agent has nothing to do; `wholly`: nor anything that may become work."""
+    async def _drained(self, name: str, tell: Tell) -> Undone:
+        """Wait until an agent has nothing to do. Raises `agent.unfinished`."""
+        over = self._over[name]
         with self._store.changes.subscribe(ENDS, CHANGES_MAX) as changes:
             while True:
                 undone = await self._views.undone(name)
-                if not undone.pending and not (wholly and undone.waiting):
+                if not undone.pending or over.is_set():
                     return undone
-                if tell is not None:
-                    left = f"{undone.pending} to finish"
-                    tell(control.AgentChange(stage="drain", detail=left))
+                tell(control.AgentChange(stage="drain", detail=f"{undone.pending} to finish"))
+                try:
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await anext(changes)
+                except TimeoutError:
+                    await self._require_able(name, undone)
+
+    async def _require_able(self, name: str, undone: Undone) -> None:
+        driver = self._roster.get(name)
+        if driver is None or driver.state not in UNABLE:
+            return
+        why = f"it is {driver.state}." if driver.problem is None else driver.problem.message
+        question = await self._views.open_quarantine(name)
+        repairs = [
+            f"`agentd ctl attention answer {question} yes` starts it again" if question else "",
+            f"`agentd ctl agents upgrade {name} FILE` repairs it" if driver.versions else "",
+            "`agentd ctl agents add FILE` with its file calls it back",
+        ]
+        raise Failure(
+            "agent.unfinished",
+            f"{name} is retired, and cannot finish what it has ({undone.pending} deliveries): "
+            f"{why}",
+            f"{'; '.join(filter(None, repairs))}.",
+            agent=name,
+            pending=undone.pending,
+            attention=question,
+        )
+
+    async def _nothing_left(self, name: str) -> None:
+        """Wait until an agent has nothing to do, nor anything that may become work."""
+        with self._store.changes.subscribe(ENDS, CHANGES_MAX) as changes:
+            while (await self._views.undone(name)) != NOTHING_UNDONE:
                 await anext(changes)
 
     async def _see_off(self, name: str) -> None:
         """From its last message to its end."""
-        await self._drained(name, wholly=True)
+        await self._nothing_left(name)
+        await self._roster.wait_unchanged(name)
+        with self._roster.changing(name):
+            await self._roster.remove(name)
+            await self._put_away(name)
+        self._metrics.agent_gone(name)
+        del self._seen_off[name]
+        self._over.pop(name).set()
+        log.info("agent %s has finished, and is retired", name)
+
+    async def _call_back(self, name: str) -> None:
+        """End its retirement. Whoever changes it sees to it that it is not gone meanwhile."""
+        seeing_off = self._seen_off.pop(name, None)
+        if seeing_off is not None:
+            seeing_off.cancel()
+            await asyncio.gather(seeing_off, return_exceptions=True)
         await self._roster.remove(name)
+        await self._answer_quarantine(name, "Yes, for it was added again.")
+        self._over.pop(name).set()
+
+    async def _put_away(self, name: str) -> None:
+        """What is left of an agent that has finished. As often as the daemon is killed over it."""
+        await self._answer_quarantine(name, "No, for it was retired.")
         active = next(
             (each for each in await self._views.versions(name) if each.state == "active"), None
         )
@@ -242,17 +327,32 @@ class Enrolment:
                 by=OPERATOR,
             )
             await self._store.apply_when_room(end_version, BUS, end)
-        own = self._own_file(name)
-        if own is not None:
-            await asyncio.to_thread(own.unlink, missing_ok=True)
-        self._metrics.agent_gone(name)
-        self._gone.pop(name).set()
-        log.info("agent %s has finished, and is retired", name)
+        if self._own.find(name) is not None:
+            await asyncio.to_thread(self._own.retire, name)
+        elif name in self._config.agents or self._configured_in(name) is not None:
+            self.withheld.add(name)
 
-    def _own_file(self, name: str) -> Path | None:
-        """The daemon's own file of an agent, if it has one."""
-        file = self._folder / f"{name}.toml"
-        return file if file.exists() else None
+    async def _answer_quarantine(self, name: str, text: str) -> None:
+        """Who was asked whether to start it again need not answer any more."""
+        question = await self._views.open_quarantine(name)
+        if question is not None:
+            answer = AnswerAttention(attention=question, text=text)
+            await self._store.apply_when_room(answer_attention, OPERATOR, answer)
+
+
+async def _whole(doing: Coroutine[Any, Any, T]) -> T:
+    """Do it to its end, even if whoever asked hangs up meanwhile."""
+    task = asyncio.create_task(doing)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    write_file(file, text.encode())
 
 
 def _require_same(name: str, configured: Path | None, file: Path) -> None:

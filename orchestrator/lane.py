@@ -6,6 +6,9 @@ tried again; or it is refused for good, as is whatever a worker sends that canno
 
 A component that traps, or uses up what one call may have, is the death of its worker: the worker
 says so, and is then of no more use. What it said is kept for the trace.
+
+A worker on probation is on trial, and not what it is given: what it dies of, or uses up a budget
+with, goes back to the queue as it came.
 """
 
 import asyncio
@@ -38,14 +41,14 @@ from orchestrator.bus.completion import Complete, complete, require_limits
 from orchestrator.bus.leasing import Fail, Leased, Park, fail, park
 from orchestrator.bus.observations import Span, record_span
 from orchestrator.bus.routing import BUS
+from orchestrator.deaths import TRAPS, Trap, cause_of_death
 from orchestrator.effects import Attempt, Effects, NeedsAnswer
 from orchestrator.engines import EmbeddingEngine
 from orchestrator.metrics import Metrics
-from orchestrator.printable import LINE_BREAKS, printable
 from orchestrator.store.store import Store
 from orchestrator.supervision.hang import WORKER_PATIENCE_US
 from orchestrator.turn import TURN, Turn
-from orchestrator.workers import EXIT_NOTICE_SECONDS_MAX, Worker
+from orchestrator.workers import Worker
 
 log = logging.getLogger(__name__)
 
@@ -58,27 +61,12 @@ RETRY_US: Final = 1_000_000
 TOOL_SECONDS_MAX: Final = 10.0
 """A tool that has not come to its end by then hangs, as one on a dead network mount may."""
 
-TRAPS: Final = frozenset(
-    {
-        "component.trapped",
-        "component.fuel",
-        "component.deadline",
-        "component.memory",
-        "component.init",
-    }
-)
-"""What a worker answers whose component is lost: its own death, in its own words. A new instance
-that follows one which was left in the middle of a call begins with `init`."""
-
-MEMORY_CURE: Final = "Hand over less at once, or raise `memory` in the `limits` of the agent."
-
 DIVERGED: Final = "journal.mismatch"
+
+OVER_BUDGET: Final = "work.budget"
 
 TRAP_SPAN: Final = "trap"
 """The name of the span that keeps such an answer beside its delivery."""
-
-BACKTRACE_CHARACTERS_MAX: Final = 8192
-"""A hundred frames of Wasm; of an unbounded recursion the rest says the same again."""
 
 Interruption = Literal["parked", "hung", "withdrawn"]
 """What ends an attempt before the worker has: an effect that waits for a person, a worker that does
@@ -101,6 +89,9 @@ class Ending(msgspec.Struct, frozen=True):
     left: bool = False
     """The worker was left in the middle of it: what it waited for failed, or will be long."""
 
+    exceeded: str = ""
+    """Which of its budgets the delivery has used up, in words."""
+
 
 class _Work(msgspec.Struct):
     """The delivery in the worker's hands."""
@@ -122,6 +113,8 @@ class _Work(msgspec.Struct):
     turn: Turn = "working"
     obstacle: Failure | None = None
     """What an effect met that is not the worker's doing."""
+    exceeded: str = ""
+    """What it was refused for having used up a budget."""
     tool: "asyncio.Task[EffectResult] | None" = None
     """A tool call under way. It goes on when the worker dies, until it is written down."""
     timer: asyncio.TimerHandle | None = None
@@ -180,7 +173,7 @@ class Lane:
     ) -> Ending:
         """See one delivery to its end. Raises `Failure` when the worker is of no more use.
 
-        With `trial`, the worker's death is not held against the delivery.
+        With `trial`, its death and its spending are not held against the delivery.
         """
         handle, envelope = leased.handle, leased.handle.envelope
         attempt = Attempt(
@@ -207,7 +200,7 @@ class Lane:
         try:
             kind = await self._see_through(work)
             left = kind == "parked" or work.obstacle is not None
-            return Ending(kind, work.condition, left)
+            return Ending(kind, work.condition, left, work.exceeded)
         finally:
             await self._end_turn(work)
             work.over.set()
@@ -291,35 +284,34 @@ class Lane:
 
     async def _died(self, work: _Work) -> None:
         """Count the death, if it was the worker's own, and queue the delivery in its place."""
-        own, reason = await _cause_of_death(work)
+        component = bool(work.leased.handle.beginning.component)
+        own, reason = await cause_of_death(work.worker, hung=work.hung, component=component)
         await self._end(work, reason, worker_died=own and not work.trial, final=False)
 
     async def _trapped(self, work: _Work, failure: Failure) -> None:
         """The same for a death that the worker explains, with all that it says."""
-        details = failure.problem.details
-        told = printable(str(details.get("backtrace", "")), keep=LINE_BREAKS)
-        backtrace = told[:BACKTRACE_CHARACTERS_MAX]
-        error = printable(str(failure))
-        log.warning("worker/%s: %s %s\n%s", self._agent, failure.code, error, backtrace)
-        self._metrics.component_trapped(self._agent, failure.code)
+        trap = Trap.of(failure)
+        log.warning("worker/%s: %s %s\n%s", self._agent, trap.code, trap.message, trap.backtrace)
+        self._metrics.component_trapped(self._agent, trap.code)
         span = Span(
             name=TRAP_SPAN,
             delivery=work.attempt.delivery,
             started_us=work.began_us,
             finished_us=max(work.began_us, self._clock_us()),
             data={
-                "code": failure.code,
-                "message": error,
-                "backtrace": backtrace,
-                "fuel": fuel if isinstance(fuel := details.get("fuel"), int) else None,
+                **msgspec.structs.asdict(trap),
                 "component": work.leased.handle.beginning.component,
             },
         )
         await self._store.apply_when_room(record_span, BUS, span)
-        await self._end(work, error, worker_died=not work.trial, final=False)
+        await self._end(work, trap.message, worker_died=not work.trial, final=False)
 
     async def _refuse_or_retry(self, work: _Work, failure: Failure, *, own: bool) -> EndingKind:
-        """Park what met an obstacle that passes; give up what can never be."""
+        """Park what met an obstacle that passes; give up what can never be, unless another version
+        may do it with less."""
+        if work.trial and work.exceeded:
+            await self._end(work, str(failure), worker_died=False, final=False)
+            return "retried"
         if not (own and failure.code in PASSING):
             # A component may depend on memory of its own, which its worker's death has taken.
             anew = failure.code == DIVERGED and bool(work.leased.handle.beginning.component)
@@ -398,11 +390,16 @@ class Lane:
             raise Failure("request.cancelled", "The delivery waits for a person.") from question
         except Failure as failure:
             work.obstacle = failure
+            if failure.code == OVER_BUDGET:
+                work.exceeded = failure.problem.message
             raise
 
     def _listen(self, work: _Work, effect: Effect, result: EffectResult) -> None:
-        """Remember what an agent says of itself that is not good."""
-        if isinstance(effect, EmitHealth) and not isinstance(result, Refused):
+        """Remember what an agent says of itself that is not good, and what it wants too much of."""
+        if isinstance(result, Refused):
+            if result.code == OVER_BUDGET:
+                work.exceeded = result.message
+        elif isinstance(effect, EmitHealth):
             work.condition = work.condition if effect.condition == "healthy" else effect
 
     async def _ask_person(self, work: _Work, question: NeedsAnswer) -> None:
@@ -455,19 +452,3 @@ def _answer(work: _Work, call: "asyncio.Future[Completion]") -> Completion:
     except Failure as failure:
         work.answered = not failure.code.startswith(LINE_CODES)
         raise
-
-
-async def _cause_of_death(work: _Work) -> tuple[bool, str]:
-    """Whether it was the worker's own death, and how it came about."""
-    worker = work.worker
-    if work.hung:
-        return True, "The worker hung."
-    await asyncio.wait((worker.exited,), timeout=EXIT_NOTICE_SECONDS_MAX)
-    if not worker.exited.done():
-        return True, f"The worker hung up: {worker.connection.problem}."
-    exit_ = worker.exited.result()
-    words = f"The worker {exit_.description}."
-    if exit_.by_signal and work.leased.handle.beginning.component:
-        # The library ends the process where it gets no memory for what a component hands over.
-        words = f"The worker was {exit_.description}: it may have got no more memory. {MEMORY_CURE}"
-    return exit_.own, words

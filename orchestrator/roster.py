@@ -32,7 +32,8 @@ class Roster(Mapping[str, Driver]):
         self._numbers: dict[str, int] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[str] = set()
-        self._changing: set[str] = set()
+        self._changing: dict[str, asyncio.Event] = {}
+        """Set when the change is over."""
         self._tasks: asyncio.TaskGroup | None = None
         for agent in agents:
             self._place(agent)
@@ -67,16 +68,24 @@ class Roster(Mapping[str, Driver]):
     @contextlib.contextmanager
     def changing(self, name: str) -> Iterator[None]:
         """One change of an agent at a time. Raises `component.busy`."""
-        if name in self._changing or name in self._leaving:
-            what = "is being retired" if name in self._leaving else "is being changed already"
+        if name in self._changing:
             raise Failure(
-                "component.busy", f"{name} {what}.", "Try again when that is over.", agent=name
+                "component.busy",
+                f"{name} is being changed already.",
+                "Try again when that is over.",
+                agent=name,
             )
-        self._changing.add(name)
+        over = self._changing[name] = asyncio.Event()
         try:
             yield
         finally:
-            self._changing.remove(name)
+            del self._changing[name]
+            over.set()
+
+    async def wait_unchanged(self, name: str) -> None:
+        """Until nobody changes it."""
+        while name in self._changing:
+            await self._changing[name].wait()
 
     def add(self, agent: AgentConfig) -> Driver:
         """One more, which is run as soon as the others are. Raises `request.invalid`."""

@@ -10,7 +10,7 @@ import msgspec
 from ipc_protocol.errors import Failure
 from ipc_protocol.values import Priority, rank
 from orchestrator.bus import topics
-from orchestrator.bus.routing import RESERVED_NAMES, Directory, Member
+from orchestrator.bus.routing import OPERATOR, RESERVED_NAMES, Directory, Member
 from orchestrator.store.audit import Audit, record_audit
 from orchestrator.store.database import Query
 from orchestrator.store.transaction import Transaction
@@ -37,9 +37,11 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RegisterAgents(msgspec.Struct, frozen=True, kw_only=True):
-    """All agents that there are from now on."""
+    """All agents that there are from now on. `added` are those whom the operator has added while a
+    daemon ran: that is in the audit trail, even if the daemon died while it added one."""
 
     agents: list[Registration]
+    added: list[str] = []
 
 
 class Registered(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +78,9 @@ def register_agents(tx: Transaction, arguments: RegisterAgents) -> Registered:
     for registration in arguments.agents:
         if registration.name not in left:
             _write(tx, registration)
+    for name in arguments.added:
+        if name in names and name not in before:
+            _audit(tx, OPERATOR, "agent.add", name)
     withheld = [each.name for each in arguments.agents if each.name in left]
     retired = sorted(set(before) - set(names))
     tx.emit("agent.registered", agents=names, retired=retired, withheld=withheld)

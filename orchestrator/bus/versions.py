@@ -1,9 +1,9 @@
 """The components that an agent ran, runs or is about to run, each a version with a number.
 
-A *candidate* is installed, and has not been given a message yet; it becomes *active*, or is
-*refused*. An active version is *retired* by the next one, or *rolled-back* for what it did. Each
-version has one life: who goes back to an earlier component installs it again, as a rollback. So the
-numbers are a history.
+A *candidate* is installed, and within the same transaction becomes *active*, or is *refused*: no
+crash leaves one behind. An active version is *retired* by the next one, or *rolled-back* for what
+it did. Each version has one life: who goes back to an earlier component installs it again, as a
+rollback. So the numbers are a history.
 
 All of these run as the bus. `by` is who said so, for the audit trail.
 """
@@ -103,22 +103,10 @@ class EndVersion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def install_version(tx: Transaction, arguments: InstallVersion) -> int:
-    """Write down a candidate. Returns its number.
-
-    Raises `agent.unknown`, or `component.busy` while the agent has a candidate already.
-    """
+    """Write down a candidate. Returns its number. Raises `agent.unknown`."""
     agent = arguments.agent
     if tx.row("SELECT 1 FROM agent WHERE name = ?", (agent,)) is None:
         raise unknown_agent(agent)
-    waiting = _first(tx, "WHERE agent = ? AND state = 'candidate'", agent)
-    if waiting is not None:
-        raise Failure(
-            "component.busy",
-            f"Version {waiting.number} of {agent} is not active yet.",
-            "Wait until it is, or was refused.",
-            agent=agent,
-            version=waiting.number,
-        )
     found = tx.row(
         "SELECT coalesce(max(number), 0) + 1 FROM agent_version WHERE agent = ?", (agent,)
     )

@@ -6,7 +6,10 @@ may run as a user that cannot read it.
 
 import contextlib
 import hashlib
+import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,7 +17,9 @@ import click
 import msgspec
 
 from ipc_protocol import control, methods
+from ipc_protocol.errors import Failure
 from ipc_protocol.inference import Nothing
+from ipc_protocol.limits import FRAME_BODY_BYTES_MAX
 from orchestrator.cli import output, views
 from orchestrator.cli.calls import call, print_answer, socket_path
 from orchestrator.cli.exits import EPILOG, CommandError, Exit
@@ -33,13 +38,16 @@ PIECE_BYTES: Final = 1024 * 1024
 NAMED_TEXTS: Final = ("identity_file", "config_file")
 """Keys of an agent that name a file beside its own."""
 
+TEXT_BYTES_MAX: Final = FRAME_BODY_BYTES_MAX // 4
+"""Of each of these files and of the agent's own: all three go in one frame. A component is handed
+no larger configuration."""
+
 STAGES: Final = {
     "check": "checking",
     "compile": "compiling",
     "start": "starting",
     "hand-over": "handing over",
     "drain": "finishing",
-    "remove": "removing",
 }
 
 Show = Callable[[str, float | None], None]
@@ -124,7 +132,7 @@ def upgrade(
             asked = control.UpgradeAgent(
                 agent=name, sha256=sha256, messages=messages, us=round(seconds * 1e6)
             )
-            return await _change(connection, methods.AGENTS_UPGRADE, asked, show)
+            return await _change(connection, methods.AGENTS_UPGRADE, asked, show, name)
 
         answer = _converse(socket, config, talk)
     print_answer(answer, views.upgraded, as_json=as_json)
@@ -141,7 +149,7 @@ def rollback(
     asked = control.RollBackAgent(agent=name, to=to)
     with _progress() as show:
         answer = _converse(
-            socket, config, lambda line: _change(line, methods.AGENTS_ROLLBACK, asked, show)
+            socket, config, lambda line: _change(line, methods.AGENTS_ROLLBACK, asked, show, name)
         )
     print_answer(answer, views.upgraded, as_json=as_json)
 
@@ -200,14 +208,15 @@ def retire(
 ) -> None:
     """Let NAME finish what it has, and go.
 
-    It gets no more messages. Its memories, its state and all that it did are kept.
+    It gets no more messages. Its memories, its state and all that it did are kept. If it does not
+    work any more, that is said, and it goes when it has been repaired and has finished.
     """
     asked = control.OfOneAgent(agent=name)
-    with _progress() as show:
+    with _progress(sign_of_life=not as_json) as show:
         answer = _converse(
             socket,
             config,
-            lambda line: _change(line, methods.AGENTS_RETIRE, asked, show),
+            lambda line: _change(line, methods.AGENTS_RETIRE, asked, show, name),
             timeout_s=timeout,
             on_timeout=CommandError(
                 Exit.TIMEOUT,
@@ -242,11 +251,23 @@ async def _change(
     method: "Method[P, R, control.AgentChange]",
     params: P,
     show: Show,
+    name: str = "",
 ) -> R:
-    async with connection.stream(method, params) as response:
-        async for change in response:
-            show(f"{STAGES[change.stage]} {change.detail}".rstrip(), change.done)
-        return await response.result()
+    try:
+        async with connection.stream(method, params) as response:
+            async for change in response:
+                show(f"{STAGES[change.stage]} {change.detail}".rstrip(), change.done)
+            return await response.result()
+    except Failure as failure:
+        if failure.code != "protocol.closed":
+            raise
+        look = f"agentd ctl agents history {name}" if name else "agentd ctl agents"
+        raise CommandError(
+            Exit.UNREACHABLE,
+            "The daemon ended before it said what has come of it.",
+            f"When it runs again, `{look}` shows that.",
+            code=failure.code,
+        ) from failure
 
 
 async def _upload(connection: "Connection", path: Path, show: Show) -> str:
@@ -254,7 +275,7 @@ async def _upload(connection: "Connection", path: Path, show: Show) -> str:
     SHA-256."""
     show(f"reading {path.name}", None)
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             total = file.tell()
             offset, data = 0, b""
@@ -280,7 +301,8 @@ def _named(file: Path, text: str) -> tuple[dict[str, bytes], dict[str, Path]]:
     that stand in it. What is wrong with the file itself, the daemon says."""
     contents: dict[str, bytes] = {}
     components: dict[str, Path] = {}
-    for agent in _tables(text):
+    tables = _tables(text)
+    for agent in tables if len(tables) == 1 else ():
         for key in NAMED_TEXTS:
             named = agent.get(key)
             if isinstance(named, str):
@@ -304,9 +326,27 @@ def _tables(text: str) -> list[dict[str, Any]]:
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        with _open(path) as file:
+            data = file.read(TEXT_BYTES_MAX + 1)
     except OSError as error:
         raise _unreadable(path, what, error.strerror or str(error)) from error
+    if len(data) > TEXT_BYTES_MAX:
+        raise CommandError(
+            Exit.FAILED,
+            f"{what}, {path}, is larger than {TEXT_BYTES_MAX} bytes.",
+            "Put what is not configuration elsewhere, for instance into the component.",
+            code="file.too-large",
+        )
+    return data
+
+
+def _open(path: Path) -> BufferedReader:
+    """A regular file. What is none might never end, and the other end of a FIFO never come."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("It is not a regular file")
+    return file
 
 
 def _unreadable(path: Path, what: str, why: str) -> CommandError:
@@ -328,11 +368,18 @@ def _wrong_file(error: CommandError) -> CommandError:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Show]:
-    """A bar on a terminal; in a pipe nothing."""
+def _progress(*, sign_of_life: bool = False) -> Iterator[Show]:
+    """A bar on a terminal; in a pipe nothing, or what happens first as a sign of life."""
     console = output.console(stderr=True)
     if not console.is_terminal:
-        yield lambda what, done: None
+        said: list[str] = []
+
+        def say(what: str, _: float | None) -> None:
+            if sign_of_life and not said:
+                said.append(what)
+                click.echo(output.one_line(what), err=True)
+
+        yield say
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -6,11 +6,12 @@ What is compiled or run is confined as in a daemon.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
 from orchestrator.cli.exits import EPILOG, CommandError, Exit
 from orchestrator.cli.options import DIRECTORY, FILE, bytes_argument, json_option
@@ -245,7 +246,10 @@ def inspect(file: Path, sandbox: Sandbox, as_json: bool) -> None:
     help="The control socket of the daemon that has the trace.",
 )
 @json_option
+@click.pass_context
 def run(
+    context: click.Context,
+    /,
     file: Path,
     message: str | None,
     trace: str | None,
@@ -266,6 +270,10 @@ def run(
 
     if (message is None) == (trace is None):
         raise click.UsageError("Give a --message to hand over, or a --trace to repeat.")
+    if trace is None:
+        _require_not_said(context, ("delivery",), "without --trace there is no record to repeat")
+    else:
+        _require_not_said(context, making_up, "with --trace the record says that")
     with _failures(file):
         if trace is not None:
             what = _recorded(socket, trace, delivery)
@@ -279,6 +287,18 @@ def run(
         output.echo(component_view.tried(tried))
     if tried.ran.problem is not None:
         raise click.exceptions.Exit(Exit.FAILED)
+
+
+def _require_not_said(context: click.Context, names: Collection[str], why: str) -> None:
+    """Options that would be ignored are a mistake of whoever gives them."""
+    said = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    ]
+    if said:
+        raise click.UsageError(f"{', '.join(said)} cannot be given: {why}.")
 
 
 def _made_up(
@@ -321,9 +341,16 @@ def _recorded(socket: Path | None, correlation: str, delivery: int | None) -> "T
     from orchestrator.components import trying
 
     path = socket_path(socket, None)
+    trace = client.call(path, methods.TRACE, control.OfConversation(correlation=correlation))
     if delivery is None:
-        of = control.OfConversation(correlation=correlation)
-        delivery = _to_repeat(client.call(path, methods.TRACE, of))
+        delivery = _to_repeat(trace)
+    elif not trace.cut and delivery not in [one.delivery for one in trace.deliveries]:
+        raise CommandError(
+            Exit.USAGE,
+            f"There is no delivery {delivery} in that conversation, which has {_listed(trace)}.",
+            f"`agentd ctl trace {correlation} --json` shows them.",
+            code="delivery.unknown",
+        )
     record, effects = client.collect(path, methods.DELIVERY, control.OfDelivery(delivery=delivery))
     return trying.recorded(record, effects)
 
@@ -337,13 +364,17 @@ def _to_repeat(trace: "Trace") -> int:
     ):
         if len(candidates) == 1:
             return candidates[0].delivery
-    listed = ", ".join(f"{one.delivery} ({one.agent}, {one.state})" for one in trace.deliveries)
     raise CommandError(
         Exit.USAGE,
-        f"The conversation has several deliveries: {listed or 'none'}.",
+        f"The conversation has several deliveries: {_listed(trace)}.",
         "Say which one with --delivery.",
         code="delivery.ambiguous",
     )
+
+
+def _listed(trace: "Trace") -> str:
+    deliveries = (f"{one.delivery} ({one.agent}, {one.state})" for one in trace.deliveries)
+    return ", ".join(deliveries) or "none"
 
 
 # ---- What they share ----------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def status(answer: Status) -> "Group":
         output.text(""),
         _engine_table(answer.engines),
         output.text(""),
-        agents(Agents(agents=answer.agents)),
+        agents(Agents(agents=answer.agents, retired=answer.retired)),
     )
 
 
@@ -88,7 +88,7 @@ def _needs(answer: Status) -> "Iterable[Text]":
 
 def agents(answer: Agents) -> "RenderableType":
     if not answer.agents:
-        return output.text("There are no agents.")
+        return _stack(output.text("There are no agents."), *_retired(answer))
     made = output.table(
         "AGENT", "STATE", "DOING", "CLASS", "PENDING", "PARKED", "DONE", "MEMORIES", "RESTARTS",
         "SANDBOX", numbers=("PENDING", "PARKED", "DONE", "MEMORIES", "RESTARTS"),
@@ -103,7 +103,15 @@ def agents(answer: Agents) -> "RenderableType":
             output.text(agent.restarts, "yellow" if agent.restarts else ""),
             _sandbox(agent.sandbox),
         )
-    return made
+    return _stack(made, *_retired(answer))
+
+
+def _retired(answer: Agents) -> "Iterable[Text]":
+    if answer.retired:
+        yield output.words(
+            (f"configured, and retired: {', '.join(answer.retired)}", "yellow"),
+            ("agentd ctl agents add FILE brings one back", "dim"),
+        )
 
 
 def _doing(agent: AgentStatus) -> str:

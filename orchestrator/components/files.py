@@ -259,8 +259,8 @@ def _too_large(name: str) -> Failure:
 
 
 _CURES: Final = {
-    errno.ENOENT: "Check the path; a relative one begins at the folder of the configuration.",
-    errno.EACCES: "Allow the user of the daemon to read it and to enter the folders above it.",
+    errno.ENOENT: "Check the path.",
+    errno.EACCES: "Allow the user that this runs as to read it and to enter the folders above it.",
 }
 
 

@@ -1,12 +1,12 @@
 """The probation of a new version of an agent: what it has shown so far, and what follows. Pure.
 
-A version that is to take over is *starting* until its worker is up beside that of the version
-before it. From the handover on it is *watched*: it has to handle so many messages, and to work for
-so long; with both it is *kept*. Whatever happens before that which a good version does not do sends
-it back: it is *reverted*, and the version before it works again. Somebody may have another version
-take over while this one is watched, which is then *superseded*.
+From the handover on a version is *watched*: it has to handle so many messages, and to work for so
+long; with both it is *kept*. Whatever happens before that which a good version does not do sends it
+back: it is *reverted*, and the version before it works again.
 
-A quiet agent stays on probation until its messages have come: time alone shows nothing.
+A quiet agent stays on probation until its messages have come: time alone shows nothing. A message
+that the version refused has not been handled, and may be the message's fault; a version that has
+refused more than it has handled, and no fewer than it has to handle, is sent back for it.
 """
 
 from typing import Final, Literal, TypeAlias
@@ -24,17 +24,14 @@ MESSAGES_MAX: Final = 1_000_000
 US_MAX: Final = 7 * 86_400_000_000
 """A week: a longer probation is an upgrade that nobody trusts."""
 
-ProbationState = Literal["starting", "watched", "kept", "reverted", "superseded"]
-ProbationEvent = Literal["hand over", "keep", "revert", "supersede"]
+ProbationState = Literal["watched", "kept", "reverted"]
+ProbationEvent = Literal["keep", "revert"]
 
 PROBATION: Final = Lifecycle[ProbationState, ProbationEvent](
     "probation",
     {
-        ("starting", "hand over"): "watched",
-        ("starting", "revert"): "reverted",
         ("watched", "keep"): "kept",
         ("watched", "revert"): "reverted",
-        ("watched", "supersede"): "superseded",
     },
 )
 
@@ -53,12 +50,12 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 # ---- Events --------------------------------------------------------------------------------------
 
 
-class HandedOver(msgspec.Struct, frozen=True):
-    """Its worker has the agent's messages from now on."""
-
-
 class Handled(msgspec.Struct, frozen=True):
     """A message came to its end in order."""
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """It said itself that it cannot handle a message, or what it made of it could not be taken."""
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -74,17 +71,11 @@ class Degraded(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Superseded(msgspec.Struct, frozen=True):
-    """Another version takes over, a newer one or one that a person wants back."""
-
-    by: int
-
-
 class TimePassed(msgspec.Struct, frozen=True):
     """Nothing happened."""
 
 
-Event: TypeAlias = HandedOver | Handled | Failed | Degraded | Superseded | TimePassed
+Event: TypeAlias = Handled | Refused | Failed | Degraded | TimePassed
 
 
 # ---- The probation -------------------------------------------------------------------------------
@@ -94,16 +85,17 @@ class Probation(msgspec.Struct, frozen=True, kw_only=True):
     """One version's probation. Times are microseconds since the epoch."""
 
     terms: Terms
-    state: ProbationState = "starting"
-    since_us: int = 0
+    since_us: int
     """When it was handed over."""
+    state: ProbationState = "watched"
     handled: int = 0
+    refused: int = 0
     reason: str = ""
     """Why it is over."""
 
     @property
     def over(self) -> bool:
-        return self.state in ("kept", "reverted", "superseded")
+        return self.state != "watched"
 
     @property
     def due_us(self) -> int | None:
@@ -116,19 +108,25 @@ class Probation(msgspec.Struct, frozen=True, kw_only=True):
 def observe(probation: Probation, event: Event, now_us: int) -> Probation:
     """What an event makes of a probation. Raises `IllegalTransitionError` once it is over."""
     match event:
-        case HandedOver():
-            begun = _after(probation, "hand over")
-            return _judged(msgspec.structs.replace(begun, since_us=now_us), now_us)
         case Handled():
             handled = msgspec.structs.replace(probation, handled=probation.handled + 1)
             return _judged(handled, now_us)
-        case TimePassed():
-            return _judged(probation, now_us)
+        case Refused():
+            refused = msgspec.structs.replace(probation, refused=probation.refused + 1)
+            return _judged_by_refusals(refused, now_us)
         case Failed(detail=detail):
             return _after(probation, "revert", detail)
         case Degraded(condition=condition, detail=detail):
             return _after(probation, "revert", f"It reported to be {condition}: {detail}")
-    return _after(probation, "supersede", f"Version {event.by} took over.")
+    return _judged(probation, now_us)
+
+
+def _judged_by_refusals(probation: Probation, now_us: int) -> Probation:
+    refused, handled = probation.refused, probation.handled
+    if refused > handled and refused >= probation.terms.messages:
+        reason = f"It has refused {refused} of {refused + handled} messages."
+        return _after(probation, "revert", reason)
+    return _judged(probation, now_us)
 
 
 def _judged(probation: Probation, now_us: int) -> Probation:
@@ -139,6 +137,6 @@ def _judged(probation: Probation, now_us: int) -> Probation:
     return _after(probation, "keep", f"It has handled {shown}.")
 
 
-def _after(probation: Probation, event: ProbationEvent, reason: str = "") -> Probation:
+def _after(probation: Probation, event: ProbationEvent, reason: str) -> Probation:
     state = PROBATION.after(probation.state, event)
     return msgspec.structs.replace(probation, state=state, reason=reason)

@@ -35,6 +35,9 @@ from orchestrator.workers import Worker
 GRACE_SECONDS: Final = 60.0
 """Beyond what the calls of a component may take: the rest of a run takes milliseconds."""
 
+TRAP_CURE: Final = "The backtrace says where; its log, what it said before."
+"""Here, where a run is what others are told to try."""
+
 CALLS_MAX: Final = 5
 """`init`, three phases of a mind, and `shutdown`."""
 
@@ -137,7 +140,9 @@ def _said_by(name: str, lines: list[str]) -> Iterator[None]:
 async def _reason(worker: Worker, failure: Failure) -> Problem:
     """What the worker said, or how it ended without a word."""
     if failure.code != "protocol.closed":
-        return failure.problem
+        problem = failure.problem
+        told_to_run = failure.code == "component.trapped" and "backtrace" in problem.details
+        return msgspec.structs.replace(problem, cure=TRAP_CURE) if told_to_run else problem
     death = await worker.exited
     return Problem(
         code="component.trapped",

@@ -19,7 +19,7 @@ from orchestrator.components import limits
 from orchestrator.components.compiling import Progress
 from orchestrator.components.files import ComponentFiles
 from orchestrator.components.probation import Terms
-from orchestrator.components.versions import Change, ComponentVersions, last_good
+from orchestrator.components.versions import Change, ComponentVersions, active_of, last_good
 from orchestrator.control.views import Views
 from orchestrator.driver import Driver
 from orchestrator.roster import Roster
@@ -78,9 +78,7 @@ class Upgrading:
             raise Failure("request.invalid", f"{error}.".capitalize(), "Ask for less.") from error
         driver, versions = self._component_of(asked.agent)
         with self._roster.changing(asked.agent):
-            history = await versions.history()
-            active = _active(history)
-            _require_another(asked.agent, asked.sha256, active)
+            _require_another(driver, asked.sha256, active_of(await versions.history()))
             change = Change(source="upgrade", by=OPERATOR, terms=terms)
             return await self._change(driver, versions, asked.sha256, change, report)
 
@@ -89,15 +87,16 @@ class Upgrading:
         driver, versions = self._component_of(asked.agent)
         with self._roster.changing(asked.agent):
             history = await versions.history()
-            active = _active(history)
+            active = active_of(history)
             target = _named(history, asked) if asked.to is not None else _before(history, active)
             if target is None:
+                which = "before this one" if asked.to is None else str(asked.to)
                 raise Failure(
                     "component.unknown",
-                    f"{asked.agent} has no version before this one.",
+                    f"{asked.agent} has no version {which}.",
                     f"`agentd ctl agents history {asked.agent}` lists those it has.",
                 )
-            _require_another(asked.agent, target.sha256, active)
+            _require_another(driver, target.sha256, active)
             change = Change(source="rollback", by=OPERATOR, ends="rolled-back", reason=ROLLED_BACK)
             return await self._change(driver, versions, target.sha256, change, report)
 
@@ -216,10 +215,6 @@ def compiling(progress: Progress) -> control.AgentChange:
     )
 
 
-def _active(history: Sequence[Version]) -> Version | None:
-    return next((each for each in history if each.state == "active"), None)
-
-
 def _before(history: Sequence[Version], active: Version | None) -> Version | None:
     """The newest good version with another component than the active one."""
     if active is None:
@@ -232,11 +227,12 @@ def _named(history: Sequence[Version], asked: control.RollBackAgent) -> Version 
     return next((each for each in history if each.number == asked.to), None)
 
 
-def _require_another(name: str, sha256: str, active: Version | None) -> None:
-    if active is not None and active.sha256 == sha256:
+def _require_another(driver: Driver, sha256: str, active: Version | None) -> None:
+    """A component that cannot be run as it is may well be the cure: uploaded anew, it is whole."""
+    if active is not None and active.sha256 == sha256 and driver.problem is None:
         raise Failure(
             "request.invalid",
-            f"{name} runs that component already, as version {active.number}.",
+            f"{driver.name} runs that component already, as version {active.number}.",
             "Name another one.",
         )
 

@@ -5,10 +5,16 @@ version which came from the configuration, for then somebody has changed the fil
 that was active when the daemon stopped, so that an upgrade outlives a restart. If that one was on
 probation, its probation begins anew with the usual terms: the version before it stays at hand for
 as long as the new one has not shown that it works.
+
+A configured file that is gone, or that cannot be run, takes nothing away that works: the active
+version goes on, and whoever operates the daemon hears why. Such a file is written down as refused,
+and tried again at the next start, since what it lacked may stand in the configuration around it;
+but not over a version that was chosen after it.
 """
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
@@ -17,6 +23,7 @@ import msgspec
 from ipc_protocol.components import ComponentInfo
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import ComponentStart
+from orchestrator.bus.observations import HealthEvent, report_health
 from orchestrator.bus.routing import BUS
 from orchestrator.bus.versions import (
     ActivateVersion,
@@ -35,7 +42,7 @@ from orchestrator.bus.versions import (
 from orchestrator.components import granting
 from orchestrator.components.cache import NativeCache
 from orchestrator.components.compiling import Compiler, Progress, Ready
-from orchestrator.components.files import ComponentFile, ComponentFiles
+from orchestrator.components.files import SHA256, ComponentFile, ComponentFiles
 from orchestrator.components.probation import Terms
 from orchestrator.components.starting import component_start
 from orchestrator.config.types import AgentConfig
@@ -43,10 +50,26 @@ from orchestrator.store.reader import Reader
 from orchestrator.store.store import Store
 from orchestrator.store.transaction import Transaction
 
-VERSIONS_KEPT_MAX: Final = 10
-"""Of each agent, the newest: to them it can be rolled back. With a whole Python in each that is
-180 MB."""
+log = logging.getLogger(__name__)
 
+COMPONENTS_KEPT_MAX: Final = 10
+"""Of each agent, the newest that it ran: to them it can be rolled back. With a whole Python in each
+that is 180 MB."""
+
+UNUSABLE: Final = frozenset(
+    {
+        "component.malformed",
+        "component.feature",
+        "component.world",
+        "component.version",
+        "component.import",
+        "component.grant",
+        "component.strict-imports",
+        "component.compile",
+        "component.unknown",
+    }
+)
+"""What is wrong with a component itself. To try it again would find the same."""
 
 OnProgress = Callable[[Progress], None]
 
@@ -144,19 +167,57 @@ class ComponentVersions:
 
         Raises `component.*`.
         """
-        history = await self.history()
-        active = next((each for each in history if each.state == "active"), None)
-        file = await asyncio.to_thread(self._files.add, self._path)
-        if active is None or file.sha256 != _last_configured(history):
-            ready = await self._ready(file, on_progress)
-            ready.close()
-            return await self.take_over(file.sha256, Change(source="configuration", by=BUS))
+        history, file = await self.history(), None
+        active = active_of(history)
+        try:
+            file = await asyncio.to_thread(self._configured)
+            if active is None or _is_changed(file.sha256, history, active):
+                ready = await self._ready(file, on_progress)
+                ready.close()
+                return await self.take_over(file.sha256, Change(source="configuration", by=BUS))
+        except Failure as failure:
+            if active is None or failure.code not in UNUSABLE:
+                raise
+            await self._go_on_without(file, failure, history, active)
         if not active.on_probation:
             return active, None
         before = last_good(history, active.number)
         if before is None:
             await self.settle(active)
         return active, before
+
+    def _configured(self) -> ComponentFile:
+        """The file that the configuration names, kept. Blocks. Raises `component.*`.
+
+        One of the daemon's own, of an agent that was added, is named by its content, and has to
+        have it: a damaged one is no other version, but missing.
+        """
+        name = self._path.stem
+        kept = self._files.find(name) if SHA256.fullmatch(name) else None
+        if kept is None or kept.path.resolve() != self._path.resolve():
+            return self._files.add(self._path)
+        self._files.open(name).close()
+        return kept
+
+    async def _go_on_without(
+        self,
+        file: ComponentFile | None,
+        failure: Failure,
+        history: Sequence[Version],
+        active: Version,
+    ) -> None:
+        """Say that the configured file cannot be had, and keep it in mind."""
+        agent = self._agent.name
+        detail = f"{agent} goes on with version {active.number}. What its file is now: {failure}"
+        log.warning("%s", detail)
+        known = _configured_of(history)[-1:]
+        if file is not None and [each.sha256 for each in known] != [file.sha256]:
+            change = Change(source="configuration", by=BUS)
+            await self.refuse(file.sha256, change, failure.problem.message)
+        event = HealthEvent(
+            kind="component", detail=detail, agent=agent, data={"code": failure.code}
+        )
+        await self._store.apply_when_room(report_health, BUS, event)
 
     # -- writing it down
 
@@ -185,9 +246,10 @@ class ComponentVersions:
         info = self._known.get(sha256)
         if info is not None:
             size_bytes, world = info.size_bytes, info.shape.world
-        else:  # it was active before this daemon was started
-            known = next(each for each in await self.history() if each.sha256 == sha256)
-            size_bytes, world = known.size_bytes, known.world
+        else:  # it was known before this daemon was started, or is nothing that could be known
+            known = [each for each in await self.history() if each.sha256 == sha256]
+            world = known[-1].world if known else ""
+            size_bytes = known[-1].size_bytes if known else (await self._file(sha256)).size_bytes
         return InstallVersion(
             agent=self._agent.name,
             sha256=sha256,
@@ -232,10 +294,22 @@ def _refuse(tx: Transaction, arguments: _Refuse) -> None:
     end_version(tx, end)
 
 
-def _last_configured(history: Sequence[Version]) -> str | None:
-    """The content of the configured file when it was last taken."""
-    configured = [each.sha256 for each in history if each.source == "configuration"]
-    return configured[-1] if configured else None
+def active_of(history: Sequence[Version]) -> Version | None:
+    """The version that has the messages."""
+    return next((each for each in history if each.state == "active"), None)
+
+
+def _configured_of(history: Sequence[Version]) -> list[Version]:
+    return [each for each in history if each.source == "configuration"]
+
+
+def _is_changed(sha256: str, history: Sequence[Version], active: Version) -> bool:
+    """Whether the configured file is neither the last that was taken, nor one that was refused
+    since then and before the active version came."""
+    configured = _configured_of(history)
+    taken = max((each.number for each in configured if each.activated_us is not None), default=0)
+    known = [each for each in configured if taken <= each.number <= active.number]
+    return sha256 not in {each.sha256 for each in known}
 
 
 def last_good(history: Sequence[Version], before: int | None = None) -> Version | None:
@@ -249,8 +323,20 @@ def last_good(history: Sequence[Version], before: int | None = None) -> Version 
 
 
 def in_use(history: Sequence[Version]) -> set[str]:
-    """The components, of all agents, that are run or can be gone back to."""
-    kept: dict[str, list[str]] = {}
+    """The components, of all agents, that are run or can be gone back to.
+
+    What was never run takes no place from what was.
+    """
+    worked: dict[str, list[Version]] = {}
     for version in history:
-        kept.setdefault(version.agent, []).append(version.sha256)
-    return {sha256 for each in kept.values() for sha256 in each[-VERSIONS_KEPT_MAX:]}
+        if version.activated_us is not None:
+            worked.setdefault(version.agent, []).append(version)
+    return {sha256 for each in worked.values() for sha256 in _in_use_by_one(each)}
+
+
+def _in_use_by_one(worked: Sequence[Version]) -> list[str]:
+    """The active one is the newest that worked, or there is none. While it is on probation, the
+    last good one may be older than all that are kept for their age."""
+    newest = list(dict.fromkeys(each.sha256 for each in reversed(worked)))
+    good = last_good(worked)
+    return newest[:COMPONENTS_KEPT_MAX] + ([] if good is None else [good.sha256])

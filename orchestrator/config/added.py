@@ -12,15 +12,15 @@ from typing import Any, Final
 import msgspec
 import tomli_w
 
-from orchestrator.config.checks import check
+from orchestrator.config.checks import check_joining
 from orchestrator.config.loader import (
-    AGENTS_FOLDER,
     Document,
     complete_agent,
     merge,
     parsed,
     refuse_foreign_tables,
 )
+from orchestrator.config.own import AGENTS_FOLDER
 from orchestrator.config.positions import KeyPath
 from orchestrator.config.problems import ConfigErrors, ConfigProblem
 from orchestrator.config.reader import Findings, read_section
@@ -69,7 +69,7 @@ def read_added(
     joined = msgspec.structs.replace(
         config, agents={**config.agents, name: agent}, conversation=conductor
     )
-    check(joined, findings)
+    check_joining(agent, joined, findings)
     problems, warnings = findings.in_order()
     if problems:
         raise ConfigErrors(problems, warnings)

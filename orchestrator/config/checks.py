@@ -7,13 +7,14 @@ works as it is written and is probably not what was meant.
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
 from ipc_protocol.inference import Sampling
 from orchestrator import prompts
 from orchestrator.bus import topics
+from orchestrator.config.own import OwnFiles
 from orchestrator.config.positions import KeyPath
 from orchestrator.config.problems import did_you_mean, one_of
 from orchestrator.config.reader import Findings, Place
@@ -69,10 +70,24 @@ def check(config: Config, findings: Findings) -> None:
         findings.warning(
             (), "no conductor", 'one agent with role = "conductor", who composes the replies'
         )
+    retired = _retired(config)
     for agent in config.agents.values():
-        _check_agent(agent, config, findings)
+        _check_agent(agent, config, retired, findings)
     _check_topics(config, findings)
-    _check_prompts(config, findings)
+    _check_prompts(config, retired, findings)
+
+
+def check_joining(agent: AgentConfig, config: Config, findings: Findings) -> None:
+    """Hold an agent that is to join the others against them; they were held against each other
+    when the daemon started. `config` has it already."""
+    _check_agent(agent, config, _retired(config), findings)
+    _check_topics(config, findings)
+    _check_prompt_files([config.prompts / agent.name], findings)
+
+
+def _retired(config: Config) -> list[str]:
+    """Those who are no mistake where they are named: they were there, and may come back."""
+    return OwnFiles(config.source, config.daemon.state).retired()
 
 
 # ---- Sockets ------------------------------------------------------------------------------------
@@ -121,7 +136,9 @@ def _is_loopback(listen: str) -> bool:
 # ---- One agent ----------------------------------------------------------------------------------
 
 
-def _check_agent(agent: AgentConfig, config: Config, findings: Findings) -> None:
+def _check_agent(
+    agent: AgentConfig, config: Config, retired: Collection[str], findings: Findings
+) -> None:
     path: KeyPath = ("agent", agent.name)
     if AGENT_NAME.fullmatch(agent.name) is None:
         findings.problem(path, quoted(agent.name), AGENT_NAME_EXPECTED)
@@ -136,7 +153,7 @@ def _check_agent(agent: AgentConfig, config: Config, findings: Findings) -> None
         )
     _check_role(agent, config, findings)
     _check_component(agent, findings)
-    _check_delegates(agent, config, findings)
+    _check_delegates(agent, config, retired, findings)
     _check_host_read(agent, findings)
     _check_sampling(agent.sampling, (*path, "sampling"), findings)
     for key in LISTS:
@@ -191,7 +208,9 @@ def _said(section: AgentConfig | LimitsConfig, names: Sequence[str]) -> list[str
     return [name for name in names if getattr(section, keys[name].field) != keys[name].default]
 
 
-def _check_delegates(agent: AgentConfig, config: Config, findings: Findings) -> None:
+def _check_delegates(
+    agent: AgentConfig, config: Config, retired: Collection[str], findings: Findings
+) -> None:
     others = [name for name, one in config.agents.items() if one.role == "agent"]
     others = [name for name in others if name != agent.name]
     for index, name in enumerate(agent.delegate):
@@ -200,6 +219,9 @@ def _check_delegates(agent: AgentConfig, config: Config, findings: Findings) -> 
             findings.problem(key, "the agent itself", one_of(others))
         elif name in config.agents and name not in others:
             findings.problem(key, f"{quoted(name)}, the conductor", one_of(others))
+        elif name not in config.agents and name in retired:
+            cure = "`agentd ctl agents add` brings it back."
+            findings.warning(key, f"{quoted(name)}, which was retired", one_of(others), cure)
         elif name not in config.agents:
             cure = did_you_mean(name, others)
             findings.problem(key, f"no agent {quoted(name)}", one_of(others), cure)
@@ -282,16 +304,20 @@ def _overlap(one: list[str], other: list[str]) -> bool:
 # ---- Prompts ------------------------------------------------------------------------------------
 
 
-def _check_prompts(config: Config, findings: Findings) -> None:
+def _check_prompts(config: Config, retired: Collection[str], findings: Findings) -> None:
     """Overrides that override nothing are misspelt."""
-    shipped = {file.stem for file in prompts.shipped_folder().glob("*.md")}
     folders = [path for path in _entries(config.prompts) if path.is_dir()]
     for folder in folders:
-        if folder.name not in config.agents:
+        if folder.name not in config.agents and folder.name not in retired:
             cure = did_you_mean(folder.name, config.agents)
             found = f"prompts for an agent {quoted(folder.name)} that does not exist"
             findings.problem((), found, one_of(config.agents), cure, at=Place(folder))
-    for file in [path for folder in [config.prompts, *folders] for path in _entries(folder)]:
+    _check_prompt_files([config.prompts, *folders], findings)
+
+
+def _check_prompt_files(folders: Sequence[Path], findings: Findings) -> None:
+    shipped = {file.stem for file in prompts.shipped_folder().glob("*.md")}
+    for file in [path for folder in folders for path in _entries(folder)]:
         if file.suffix == ".md" and file.stem not in shipped:
             cure = did_you_mean(file.stem, shipped)
             found = f"a prompt {quoted(file.stem)} that does not exist"

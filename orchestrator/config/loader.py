@@ -15,13 +15,13 @@ import msgspec
 
 from ipc_protocol.limits import FRAME_BODY_BYTES_MAX
 from orchestrator.config.checks import check
+from orchestrator.config.own import AGENTS_FOLDER, is_shared
 from orchestrator.config.positions import KeyPath, lines_of
 from orchestrator.config.problems import ConfigErrors, did_you_mean, one_of
 from orchestrator.config.reader import Findings, Place, read_section
 from orchestrator.config.types import AgentConfig, Config, DaemonConfig, names_file
 
 MAIN_FILE: Final = "agentd.toml"
-AGENTS_FOLDER: Final = "agents.d"
 PROMPTS_FOLDER: Final = "prompts"
 
 AGENT_FILE_TABLES: Final = ("agent", "screening")
@@ -47,14 +47,17 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line says instead of the files."""
+    """What the command line says instead of the files, for a daemon that is to run."""
 
     state: Path | None = None
     socket: Path | None = None
     sandbox_off: bool = False
+    require_components: bool = False
+    """That the file of each component is there. A daemon has kept what it has run before, and one
+    agent that it cannot run is no reason to run none; for who only asks it is a mistake."""
 
 
-NO_OVERRIDES: Final = Overrides()
+NO_OVERRIDES: Final = Overrides(require_components=True)
 
 
 def load(path: Path, overrides: Overrides = NO_OVERRIDES) -> Config:
@@ -70,7 +73,7 @@ def read(path: Path, overrides: Overrides) -> tuple[Config, Findings]:
     document = _read_file(main, findings)
     merge(tree, document, findings)
     state = _state_folder(tree, main, overrides)
-    for folder in (main.parent, state):
+    for folder in (main.parent,) if is_shared(main, state) else (main.parent, state):
         for file in agent_files(folder / AGENTS_FOLDER):
             document = _read_file(file, findings)
             refuse_foreign_tables(document, findings)
@@ -242,7 +245,11 @@ def _merge(
 
 def _complete(config: Config, overrides: Overrides, findings: Findings) -> Config:
     daemon = _override(config.daemon, overrides, findings)
-    agents = {name: complete_agent(name, agent, findings) for name, agent in config.agents.items()}
+    required = overrides.require_components
+    agents = {
+        name: complete_agent(name, agent, findings, require_component=required)
+        for name, agent in config.agents.items()
+    }
     conductor = next((name for name, one in agents.items() if one.role == "conductor"), None)
     replace = msgspec.structs.replace
     listen = config.gateway.listen
@@ -280,8 +287,10 @@ def _override(daemon: DaemonConfig, overrides: Overrides, findings: Findings) ->
     )
 
 
-def complete_agent(name: str, agent: AgentConfig, findings: Findings) -> AgentConfig:
-    _require_component(name, agent, findings)
+def complete_agent(
+    name: str, agent: AgentConfig, findings: Findings, *, require_component: bool = True
+) -> AgentConfig:
+    _look_for_component(name, agent, findings, required=require_component)
     return msgspec.structs.replace(
         agent,
         name=name,
@@ -310,7 +319,9 @@ def _identity(name: str, agent: AgentConfig, findings: Findings) -> str:
     return identity
 
 
-def _require_component(name: str, agent: AgentConfig, findings: Findings) -> None:
+def _look_for_component(
+    name: str, agent: AgentConfig, findings: Findings, *, required: bool
+) -> None:
     """The file is there. What is in it, the compiler says."""
     if agent.component is None:
         return
@@ -321,9 +332,9 @@ def _require_component(name: str, agent: AgentConfig, findings: Findings) -> Non
     except OSError as error:
         found = _said(error)
     if found:
+        tell = findings.problem if required else findings.warning
         expected = "the file of a WebAssembly component"
-        key = ("agent", name, "component")
-        findings.problem(key, f"{found}: {agent.component}", expected)
+        tell(("agent", name, "component"), f"{found}: {agent.component}", expected)
 
 
 def _component_config(name: str, agent: AgentConfig, findings: Findings) -> bytes:

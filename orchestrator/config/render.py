@@ -15,7 +15,8 @@ from typing import Any, Final
 import msgspec
 import tomli_w
 
-from orchestrator.config.loader import AGENTS_FOLDER, MAIN_FILE
+from orchestrator.config.loader import MAIN_FILE
+from orchestrator.config.own import AGENTS_FOLDER
 from orchestrator.config.types import AgentConfig, Config, Key, ModelConfig, keys_of
 from orchestrator.config.units import render_duration, render_size
 from orchestrator.config.wording import bare_type

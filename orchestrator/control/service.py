@@ -48,7 +48,7 @@ class Running(Protocol):
 
     async def status(self) -> control.Status: ...
 
-    async def agents(self) -> list[control.AgentStatus]: ...
+    async def agents(self) -> control.Agents: ...
 
     async def engines(self) -> list[control.EngineSummary]: ...
 
@@ -96,7 +96,7 @@ class Service:
         return await self._running.status()
 
     async def _agents(self, _: Nothing, __: Call) -> control.Agents:
-        return control.Agents(agents=await self._running.agents())
+        return await self._running.agents()
 
     async def _slots(self, _: Nothing, __: Call) -> control.Engines:
         return control.Engines(engines=await self._running.engines())

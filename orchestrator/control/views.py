@@ -31,6 +31,7 @@ from ipc_protocol.work import (
     Weigh,
     Weighed,
 )
+from orchestrator.bus.limits import DEATHS_MAX
 from orchestrator.bus.routing import BUS
 from orchestrator.bus.rows import ParkedReason
 from orchestrator.bus.tasks import tasks_of
@@ -166,7 +167,7 @@ class Views:
                 state=state,
                 outcome=outcome or "",
                 reason=reason,
-                attempts=deaths + 1,
+                attempts=_attempts(state, deaths),
                 queued_us=queued_us,
                 done_us=done_us,
                 steps=steps.get(id_, []),
@@ -374,6 +375,9 @@ class Undone(msgspec.Struct, frozen=True):
     waiting: int
 
 
+NOTHING_UNDONE: Final = Undone(pending=0, waiting=0)
+
+
 class Counts(msgspec.Struct, frozen=True):
     """`agents` has pending, parked and done deliveries of each; `queued` counts by class, `parked`
     by what is waited for."""
@@ -386,6 +390,11 @@ class Counts(msgspec.Struct, frozen=True):
     memories: dict[str, int]
     attention_open: int
     dead_letters: int
+
+
+def _attempts(state: str, deaths: int) -> int:
+    """Workers that began with it: the last of them did not die of it, but where it was given up."""
+    return deaths if state == "dead" and deaths >= DEATHS_MAX else deaths + 1
 
 
 def summary(request: str, result: str) -> str:

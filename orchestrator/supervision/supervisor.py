@@ -52,6 +52,8 @@ class Supervisor:
         self._on_quarantine = on_quarantine
         self._restart = RestartState()
         self._released = asyncio.Event()
+        self._renewed = False
+        """Since the last quarantine began."""
         self._held = False
 
     async def run(self, live: Live) -> None:
@@ -90,6 +92,12 @@ class Supervisor:
         """A person says that the reason for the quarantine is removed."""
         self._released.set()
 
+    def renew(self) -> None:
+        """Another child is to live here: what the last one was quarantined for holds no more, even
+        while that is still written down."""
+        self._renewed = True
+        self._released.set()
+
     async def _live_once(self, live: Live) -> Died:
         try:
             return await live()
@@ -100,10 +108,12 @@ class Supervisor:
 
     async def _quarantine(self, quarantine: Quarantine) -> None:
         log.error("%s died %d times and is quarantined", self.name, quarantine.deaths)
+        self._renewed = False
         if self._on_quarantine is not None:
             await self._on_quarantine(quarantine)
-        # Only now there is a question, so nobody can have answered it yet.
-        self._released.clear()
+        if not self._renewed:
+            # Only now there is a question, so nobody can have answered it yet.
+            self._released.clear()
         await self._wait_released()
 
     async def _wait_released(self) -> None:

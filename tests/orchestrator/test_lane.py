@@ -27,6 +27,7 @@ from ipc_protocol.work import (
     MemoryEntry,
     Note,
     Outgoing,
+    Refused,
     TaskChange,
     UseTool,
 )
@@ -36,9 +37,10 @@ from orchestrator.bus.publishing import Publish, publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.config.types import AgentConfig, LimitsConfig
+from orchestrator.deaths import BACKTRACE_CHARACTERS_MAX, TRAPS
 from orchestrator.effects import EFFECT_BYTES_MAX, Effects
 from orchestrator.engines import EmbeddingEngine, LanguageEngine
-from orchestrator.lane import BACKTRACE_CHARACTERS_MAX, TRAPS, Ending, Lane
+from orchestrator.lane import Ending, Lane
 from orchestrator.metrics import Metrics
 from orchestrator.preferences import Preferences
 from orchestrator.store.reader import Reader
@@ -69,6 +71,11 @@ class Bench:
         self.tool_began = asyncio.Event()
         self.tools_run = 0
         self.ending: Ending | None = None
+
+    @property
+    def exceeded(self) -> str:
+        allowed = Allowance(steps=STEPS, tokens=64, time_us=1).effects
+        return f"The delivery has used its {allowed} effects."
 
     def clock_us(self) -> int:
         self.now_us += 1
@@ -247,6 +254,50 @@ async def test_effects_beyond_all_of_them_end_the_delivery(bench: Bench) -> None
     assert (state, asked) == ("dead", allowed + 1)
     ((entries,),) = await bench.reader.fetch("SELECT count(*) FROM journal WHERE step > 0")
     assert entries == allowed
+
+
+async def spending(handle: Handle, line: Connection) -> msgspec.Struct:
+    """Ask for one effect after the other, for as long as they are to be had."""
+    step = 0
+    while True:
+        step += 1
+        note = Note(phase="act", summary="again")
+        request = EffectRequest(delivery=handle.delivery, step=step, effect=note)
+        await line.call(WORK_EFFECT, request)
+
+
+async def test_what_a_worker_on_probation_spends_is_not_held_against_its_delivery(
+    bench: Bench,
+) -> None:
+    state, error = await bench.deliver(spending, trial=True)
+    assert (state, error.split(". ")[0]) == ("queued", bench.exceeded.rstrip("."))
+    assert bench.ending == Ending("retried", left=True, exceeded=bench.exceeded)
+    assert await bench.reader.fetch("SELECT deaths FROM delivery") == [(0,)]
+
+
+async def using_tools(handle: Handle, line: Connection) -> msgspec.Struct:
+    for step in range(1, STEPS + 2):
+        tool = UseTool(name="memory.search", arguments={"query": "disk"})
+        request = EffectRequest(delivery=handle.delivery, step=step, effect=tool)
+        result = await line.call(WORK_EFFECT, request)
+        assert isinstance(result, Refused) == (step > STEPS)
+    return Completion(outcome="acted", reason="done")
+
+
+async def test_a_budget_that_is_used_up_is_told_though_the_delivery_is_done(bench: Bench) -> None:
+    assert (await bench.deliver(using_tools, trial=True))[0] == "done"
+    assert bench.ending == Ending("completed", exceeded="It has used its 2 tool calls.")
+
+
+async def test_a_message_that_is_refused_over_a_used_up_budget_waits_for_another_version(
+    bench: Bench,
+) -> None:
+    async def behave(handle: Handle, line: Connection) -> msgspec.Struct:
+        await using_tools(handle, line)
+        raise Failure("component.refused", "I got nothing.")
+
+    assert await bench.deliver(behave, trial=True) == ("queued", "I got nothing.")
+    assert bench.ending == Ending("retried", exceeded="It has used its 2 tool calls.")
 
 
 @pytest.mark.parametrize("step", [0, 2, 2**31 - 1])

@@ -115,12 +115,6 @@ async def test_a_candidate_that_is_refused_leaves_the_active_one_alone(bus: Bus)
     assert await install(bus, TWO) == 3
 
 
-async def test_there_is_one_candidate_at_a_time(bus: Bus) -> None:
-    await install(bus, ONE)
-    busy = await failure_of(install(bus, TWO))
-    assert (busy.code, busy.problem.details["version"]) == ("component.busy", 1)
-
-
 async def test_each_agent_counts_for_itself(bus: Bus) -> None:
     assert [await install(bus, ONE), await install(bus, ONE, agent="devclaw")] == [1, 1]
     everybody = await bus.reader.view(versions_of)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,25 @@ def test_a_component_that_cannot_be_read_is_named(agentd: Agentd, daemon: Daemon
     assert "The component, /no/such, cannot be read: no such file" in result.stderr
 
 
+def test_what_is_no_regular_file_is_not_waited_for(
+    agentd: Agentd, daemon: Daemon, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    fifo = tmp_path / "fifo"
+    result = agentd("ctl", "agents", "upgrade", "sensor", fifo, "--socket", daemon.path)
+    assert result.exit_code == Exit.FAILED
+    assert "cannot be read: it is not a regular file" in result.stderr
+
+
+def test_a_daemon_that_ends_meanwhile_may_have_done_it(
+    agentd: Agentd, daemon: Daemon, component: Path
+) -> None:
+    daemon.failures["ctl.agents.upgrade"] = Failure("protocol.closed", "The connection ended.")
+    result = agentd("ctl", "agents", "upgrade", "sensor", component, "--socket", daemon.path)
+    assert result.exit_code == Exit.UNREACHABLE
+    assert "`agentd ctl agents history sensor` shows that" in result.stderr
+
+
 # ---- Adding --------------------------------------------------------------------------------------
 
 GATE = '[agent.gate]\nidentity_file = "gate.md"\nconfig_file = "/abs"\ncomponent = "gate.wasm"\n'
@@ -116,6 +136,19 @@ def test_a_file_that_is_not_there_is_named_with_its_key(
     assert f"The `identity_file` of {file}, {tmp_path / 'gate.md'}, cannot be read" in result.stderr
 
 
+def test_a_file_that_fits_into_no_frame_is_named_before_it_is_sent(
+    agentd: Agentd, daemon: Daemon, tmp_path: Path
+) -> None:
+    big = tmp_path / "big.json"
+    big.write_bytes(bytes(commands.TEXT_BYTES_MAX + 1))
+    (tmp_path / "gate.md").write_text("You guard.")
+    file = tmp_path / "gate.toml"
+    file.write_text(GATE.replace("/abs", str(big)))
+    result = agentd("ctl", "agents", "add", file, "--socket", daemon.path)
+    assert result.exit_code == Exit.FAILED
+    assert f"The `config_file` of {file}, {big}, is larger than 1048576 bytes" in result.stderr
+
+
 @pytest.mark.parametrize("data", [b"x = [", b'agent = "x"', b"\xff", b"[agent]\ngate = 3\n"])
 def test_what_is_wrong_with_the_file_itself_the_daemon_says(
     agentd: Agentd, daemon: Daemon, tmp_path: Path, data: bytes
@@ -151,3 +184,10 @@ def test_whoever_does_not_wait_for_the_end_is_told_that_it_comes(
     result = agentd("ctl", "agents", "retire", "gate", "--timeout", "50ms", "--socket", daemon.path)
     assert result.exit_code == Exit.TIMEOUT
     assert "it is retired all the same" in result.stderr
+
+
+def test_whoever_waits_in_a_pipe_hears_what_for(agentd: Agentd, daemon: Daemon) -> None:
+    result = agentd("ctl", "agents", "retire", "gate", "--socket", daemon.path)
+    assert (result.exit_code, result.stderr.count("\n")) == (Exit.OK, 1)
+    silent = agentd("ctl", "agents", "retire", "gate", "--json", "--socket", daemon.path)
+    assert (silent.exit_code, silent.stderr) == (Exit.OK, "")

@@ -264,7 +264,7 @@ def test_a_trap_is_shown_with_its_backtrace_and_fails(agentd: Agentd, tmp_path: 
     assert result.exit_code == Exit.FAILED
     problem = document(result)["problem"]
     assert problem["code"] == "component.trapped"
-    assert problem["details"]["backtrace"]
+    assert problem["details"]["backtrace"] and "component run" not in problem["cure"]
     shown = agentd("component", "run", file, "--message", "x").stdout
     assert shown.count(problem["details"]["backtrace"].splitlines()[0].strip()) == 1
 
@@ -324,6 +324,30 @@ def test_there_is_one_message_to_run(
     agentd: Agentd, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     assert agentd("component", "run", tmp_path / "x", *options).exit_code == Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--config", "x"),
+        ("--state", "a=b"),
+        ("--grant", "state"),
+        ("--topic", "user.request"),
+        ("--seed", "1"),
+        ("--agent", "x.toml"),
+    ],
+)
+def test_what_the_record_says_cannot_be_said_otherwise(
+    agentd: Agentd, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    result = agentd("component", "run", tmp_path / "x", "--trace", "c", *option)
+    assert result.exit_code == Exit.USAGE
+    assert f"{option[0]} cannot be given" in result.stderr
+
+
+def test_without_a_record_there_is_no_delivery_to_name(agentd: Agentd, tmp_path: Path) -> None:
+    result = agentd("component", "run", tmp_path / "x", "--message", "x", "--delivery", 1)
+    assert result.exit_code == Exit.USAGE
 
 
 def test_a_state_is_written_as_key_and_value(agentd: Agentd, tmp_path: Path) -> None:
@@ -471,6 +495,15 @@ def test_one_of_several_deliveries_has_to_be_named(
     assert result.exit_code == Exit.USAGE
     assert "7 (echo, dead), 8 (echo, dead)" in json.loads(result.stderr)["message"]
     assert repeat(agentd, daemon, publisher, record, "--delivery", 8).exit_code == Exit.OK
+
+
+def test_a_delivery_of_another_conversation_is_not_repeated(
+    agentd: Agentd, daemon: Daemon, publisher: Path
+) -> None:
+    result = repeat(agentd, daemon, publisher, Record("0" * 64), "--delivery", 99999)
+    assert result.exit_code == Exit.USAGE
+    told = json.loads(result.stderr)["message"]
+    assert "no delivery 99999 in that conversation" in told and "7 (echo, dead)" in told
 
 
 def test_without_a_daemon_there_is_nothing_to_repeat(

@@ -18,7 +18,7 @@ from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.components.upgrading import Upgrading
 from orchestrator.config.types import AgentConfig, Config, DaemonConfig, LimitsConfig
 from orchestrator.control.views import Views
-from orchestrator.daemon import Daemon
+from orchestrator.daemon import Daemon, _remove_unused_components
 from orchestrator.engines import EmbeddingEngine
 from orchestrator.enrolment import Enrolment
 from orchestrator.metrics import Metrics
@@ -81,6 +81,7 @@ class Bench:
         self.zygote = Zygote(clock_us, lambda name: None)
         embedding = EmbeddingEngine(EngineStart(name="embed", path=""), clock_us, lambda name: None)
         keeping = assembly.keeping(self.config, self.zygote, self.metrics)
+        await _remove_unused_components(self.config, keeping, self.views)
         assembler = assembly.Assembler(
             self.config, self.store, self.zygote, {}, embedding, keeping, self.metrics, clock_us
         )

@@ -1,10 +1,12 @@
 """Agents that are added and retired while others work."""
 
+import asyncio
 import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import wat_components as wat
 from changing_agents import AGENT, Bench, clock_us
@@ -13,6 +15,7 @@ from ipc_protocol import control
 from ipc_protocol.errors import Failure
 from orchestrator.bus.leasing import Lease, Park, Wake, lease_next, park, wake
 from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.registration import RetireAgent, retire_agent
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.bus.versions import versions_of
 from orchestrator.store.store import Store
@@ -174,9 +177,6 @@ async def test_what_waits_for_a_person_does_not_hold_up_whoever_retires(bench: B
     assert retired.parked == 1
     assert bench.roster.is_leaving(AGENT)
     assert "retired" in bench.roster[AGENT].status(0, 1, 0, 0).detail
-    with pytest.raises(Failure) as failure:
-        await bench.rollback()
-    assert failure.value.code == "component.busy"
     await answer(bench, parked)
     await gone(bench, AGENT)
     assert await bench.echoed() == ["1"]
@@ -223,6 +223,69 @@ async def test_one_that_had_not_finished_goes_on_with_it_after_a_restart(bench: 
     await answer(bench, parked)
     await gone(bench, AGENT)
     assert await bench.echoed() == ["1"]
+
+
+async def test_one_that_cannot_work_is_named_and_finishes_when_it_is_repaired(
+    bench: Bench,
+) -> None:
+    await bench.until_state("idle")
+    await bench.stop()
+    await bench.start(bench.agent(ECHO), hold=[AGENT])
+    await bench.publish(2)
+    with pytest.raises(Failure, match="cannot finish what it has") as failure:
+        await retire(bench)
+    assert failure.value.code == "agent.unfinished"
+    assert failure.value.problem.details["pending"] == 2
+    assert f"agentd ctl agents upgrade {AGENT} FILE" in failure.value.problem.cure
+    await bench.upgrade(wat.agent(extra="(core module $second-version)"))
+    await gone(bench, AGENT)
+    assert await bench.echoed() == bench.expected
+
+
+async def test_one_that_leaves_is_called_back_by_adding_it_again(bench: Bench) -> None:
+    file = Path(await add(bench))
+    await bench.until_state("idle", "gate")
+    await bench.publish(topic="gate.x")
+    await bench.until_finished("gate")
+    await bench.stop()
+    own = msgspec.structs.replace(bench.agent(ECHO, name="gate"), consumes=["gate.>"])
+    await bench.start(bench.agent(ECHO), own, hold=["gate"])
+    await bench.publish(topic="gate.x")
+    with pytest.raises(Failure, match=r"agents add FILE.* calls it back"):
+        await retire(bench, "gate")
+    waiting = asyncio.create_task(retire(bench, "gate"))
+    assert Path(await add(bench)) == file and is_there(file)
+    with pytest.raises(Failure, match=r"was added again|cannot finish"):
+        await waiting
+    await bench.until_finished("gate")
+    assert not bench.roster.is_leaving("gate")
+    assert await bench.echoed() == bench.expected
+
+
+async def test_what_is_left_of_one_that_has_finished_is_put_away_at_the_start(
+    bench: Bench,
+) -> None:
+    file = Path(await add(bench))
+    await works(bench, "gate.x")
+    # As a kill right after the retirement leaves it.
+    await bench.store.apply(retire_agent, BUS, RetireAgent(name="gate", by=OPERATOR))
+    await bench.stop()
+    await bench.start(bench.agent(ECHO), bench.agent(ECHO, name="gate"))
+    assert "gate" not in bench.roster and not is_there(file)
+    assert bench.enrolment.withheld == set()
+    ((version,),) = await bench.rows("SELECT state FROM agent_version WHERE agent = 'gate'")
+    assert version == "retired"
+
+
+async def test_a_configured_agent_that_is_retired_is_withheld_until_it_is_added(
+    bench: Bench,
+) -> None:
+    await bench.until_state("idle")
+    await retire(bench)
+    assert bench.enrolment.withheld == {AGENT}
+    await bench.stop()
+    await bench.start(bench.agent(ECHO))
+    assert bench.enrolment.withheld == {AGENT} and AGENT not in bench.roster
 
 
 async def test_an_agent_of_a_persons_file_comes_back_with_that_file_alone(bench: Bench) -> None:

@@ -10,10 +10,9 @@ from orchestrator.components.probation import (
     Degraded,
     Event,
     Failed,
-    HandedOver,
     Handled,
     Probation,
-    Superseded,
+    Refused,
     Terms,
     TimePassed,
     observe,
@@ -25,15 +24,15 @@ TERMS = Terms(messages=3, us=60 * SECOND)
 
 
 def after(*events: tuple[Event, int], terms: Terms = TERMS) -> Probation:
-    """The probation after events, each with its second since the start."""
-    probation = Probation(terms=terms)
+    """The probation after events, each with its second since the handover."""
+    probation = Probation(terms=terms, since_us=START_US)
     for event, second in events:
         probation = observe(probation, event, START_US + second * SECOND)
     return probation
 
 
 def watched(handled: int = 0, *, second: int = 0) -> Probation:
-    return after((HandedOver(), 0), *[(Handled(), second)] * handled)
+    return after(*[(Handled(), second)] * handled)
 
 
 def test_messages_alone_do_not_end_it() -> None:
@@ -61,13 +60,32 @@ def test_the_time_after_its_last_message_ends_it() -> None:
 
 
 def test_without_terms_it_is_over_with_the_handover() -> None:
-    assert after((HandedOver(), 0), terms=Terms(messages=0, us=0)).state == "kept"
+    assert after((TimePassed(), 0), terms=Terms(messages=0, us=0)).state == "kept"
 
 
-def test_nothing_ends_it_before_the_handover() -> None:
-    probation = Probation(terms=Terms(messages=0, us=0))
-    assert probation.due_us is None
-    assert observe(probation, TimePassed(), START_US) == probation
+def refusing(refused: int, handled: int = 0) -> Probation:
+    return after(*[(Handled(), 1)] * handled, *[(Refused(), 1)] * refused)
+
+
+def test_what_it_refuses_it_has_not_handled() -> None:
+    probation = refusing(2, handled=2)
+    assert (probation.handled, probation.refused, probation.due_us) == (2, 2, None)
+
+
+@pytest.mark.parametrize(("refused", "handled"), [(2, 0), (4, 4), (3, 3)])
+def test_some_refusals_do_not_send_it_back(refused: int, handled: int) -> None:
+    assert refusing(refused, handled).state == "watched"
+
+
+@pytest.mark.parametrize(("refused", "handled"), [(3, 0), (3, 2), (5, 4)])
+def test_more_refusals_than_messages_handled_do(refused: int, handled: int) -> None:
+    probation = refusing(refused, handled)
+    assert probation.state == "reverted"
+    assert probation.reason == f"It has refused {refused} of {refused + handled} messages."
+
+
+def test_a_refusal_can_be_what_shows_that_its_time_is_over() -> None:
+    assert after(*[(Handled(), 1)] * 3, (Refused(), 60)).state == "kept"
 
 
 @pytest.mark.parametrize(
@@ -84,19 +102,10 @@ def test_what_a_good_version_does_not_do_sends_it_back(event: Event, reason: str
     assert probation.over and probation.due_us is None
 
 
-def test_one_that_does_not_start_never_takes_over() -> None:
-    assert after((Failed("no config"), 0)).state == "reverted"
-
-
-def test_a_newer_version_supersedes_it() -> None:
-    probation = observe(watched(1), Superseded(7), START_US)
-    assert (probation.state, probation.reason) == ("superseded", "Version 7 took over.")
-
-
-@pytest.mark.parametrize("state", ["kept", "reverted", "superseded"])
-@pytest.mark.parametrize("event", [HandedOver(), Failed("x"), Superseded(2)])
+@pytest.mark.parametrize("state", ["kept", "reverted"])
+@pytest.mark.parametrize("event", [Failed("x"), Degraded("degraded", "x")])
 def test_what_is_over_stays_so(state: str, event: Event) -> None:
-    over = Probation(terms=TERMS, state=state)  # type: ignore[arg-type]
+    over = Probation(terms=TERMS, since_us=START_US, state=state)  # type: ignore[arg-type]
     with pytest.raises(IllegalTransitionError):
         observe(over, event, START_US)
 

@@ -6,12 +6,17 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
+import wasmtime
 import wat_components as wat
-from changing_agents import AGENT, Bench
+from changing_agents import AGENT, SECONDS_MAX, Bench
 
 from ipc_protocol import control
 from ipc_protocol.errors import Failure
+from orchestrator.bus.versions import Version
+from orchestrator.components.versions import COMPONENTS_KEPT_MAX, in_use
+from orchestrator.supervision.restart import Quarantine
 
 ECHO = wat.agent()
 OTHER = wat.agent("0.2.0")
@@ -21,6 +26,13 @@ DEGRADED = wat.agent(
     handle=f'(call $health-emit (i32.const 1) "no sensor") {wat.ECHO}',
 )
 REFUSES_CONFIG = wat.agent(init=wat.refuse("no such sensor"))
+READS_FOR_EVER = wat.agent(
+    "0.2.0",
+    imports=(wat.STATE,),
+    handle="(local.set $a (call $allocate (i32.const 32)))"
+    " (if (i32.eq (global.get $count) (i32.const 2)) (then"
+    ' (loop $forever (call $state-get "k" (local.get $a)) (br $forever))))' + wat.ECHO,
+)
 HANGS_AT_THE_END = wat.agent(shutdown="(loop $forever (br $forever))")
 
 
@@ -90,7 +102,7 @@ async def test_the_trap_stands_in_the_trace(bench: Bench) -> None:
     await bench.publish()
     await bench.until_finished()
     (delivery,) = [each for each in (await bench.views.trace("c1")).deliveries if each.traps]
-    assert delivery.attempts == 6 and delivery.state == "dead"
+    assert delivery.attempts == 5 and delivery.state == "dead"
     assert [trap.code for trap in delivery.traps] == ["component.trapped"] * 5
     trap = delivery.traps[0]
     assert "handle" in trap.backtrace and trap.component == await bench.upload(
@@ -242,6 +254,29 @@ async def test_an_upgrade_supersedes_one_on_probation_and_the_last_good_one_stay
     assert versions[3].sha256 == versions[0].sha256
 
 
+async def test_one_that_uses_up_a_budget_is_rolled_back_without_loss(bench: Bench) -> None:
+    await bench.start(bench.agent(ECHO, imports=["state"]))
+    await bench.upgrade(READS_FOR_EVER, messages=20)
+    await bench.publish(4)
+    await bench.until_finished()
+    assert await bench.echoed() == bench.expected
+    versions = (await bench.upgrading.history(AGENT)).versions
+    assert [each.state for each in versions] == ["active", "rolled-back", "retired"]
+    assert "has used its" in versions[1].reason
+    assert await bench.rows("SELECT count(*) FROM dead_letter") == [(0,)]
+
+
+async def test_one_that_refuses_what_it_gets_is_rolled_back(bench: Bench) -> None:
+    await start(bench)
+    await bench.upgrade(wat.agent(handle=wat.refuse("not today")), messages=3)
+    await bench.publish(5)
+    await bench.until_finished()
+    assert await bench.echoed() == bench.expected[3:]
+    versions = (await bench.upgrading.history(AGENT)).versions
+    assert [each.state for each in versions] == ["active", "rolled-back", "retired"]
+    assert versions[1].reason == "It has refused 3 of 3 messages."
+
+
 async def test_one_change_of_an_agent_at_a_time(bench: Bench) -> None:
     await start(bench)
     await bench.until_state("idle")
@@ -350,6 +385,30 @@ async def test_one_that_cannot_start_is_quarantined_with_what_it_said(bench: Ben
     assert not await asked()
 
 
+async def test_an_upgrade_that_comes_while_a_quarantine_is_written_down_takes_over(
+    bench: Bench,
+) -> None:
+    await start(bench, REFUSES_CONFIG)
+    supervisor = bench.roster[AGENT]._supervisor
+    write_down = supervisor._on_quarantine
+    assert write_down is not None
+    begun: asyncio.Future[asyncio.Task[control.AgentUpgraded]] = asyncio.Future()
+
+    async def after_the_upgrade_is_up(quarantine: Quarantine) -> None:
+        begun.set_result(asyncio.create_task(bench.upgrade(ECHO)))
+        await bench.until_told("hand-over")
+        await write_down(quarantine)
+
+    supervisor._on_quarantine = after_the_upgrade_is_up
+    async with asyncio.timeout(SECONDS_MAX):
+        upgraded = await (await begun)
+    assert upgraded.version.state == "active"
+    assert await bench.views.open_quarantine(AGENT) is None
+    await bench.publish()
+    await bench.until_finished()
+    assert await bench.echoed() == bench.expected
+
+
 async def test_one_that_was_held_in_quarantine_is_let_out_by_an_upgrade(bench: Bench) -> None:
     await start(bench, REFUSES_CONFIG)
     await bench.until_state("quarantined")
@@ -403,3 +462,173 @@ async def test_an_agent_whose_component_has_never_run_has_no_history(bench: Benc
     await start(bench, DEGRADED)
     await bench.until_state("quarantined")
     assert await bench.history() == []
+
+
+# ---- Starting again ------------------------------------------------------------------------------
+
+
+async def test_what_was_never_run_takes_no_place_from_what_was(bench: Bench) -> None:
+    await start(bench)
+    await bench.until_state("idle")
+    await bench.upgrade(OTHER)
+    for number in range(COMPONENTS_KEPT_MAX + 1):
+        with pytest.raises(Failure, match=f"no sensor {number}"):
+            await bench.upgrade(wat.agent(init=wat.refuse(f"no sensor {number}")))
+    await bench.stop()
+    await start(bench)
+    status = await bench.until_state("idle")
+    assert status.component is not None and status.component.number == 2
+    back = await bench.rollback()
+    assert back.version.sha256 == await bench.upload(ECHO)
+
+
+def version(number: int, *, settled: bool, state: str = "retired") -> Version:
+    return Version(
+        agent=AGENT,
+        number=number,
+        sha256=f"{number:064x}",
+        size_bytes=1,
+        world="agent@0.1.0",
+        source="upgrade",
+        state=state,  # type: ignore[arg-type]
+        installed_by="operator",
+        installed_us=number,
+        activated_us=number,
+        settled_us=number if settled else None,
+        ended_us=None if state == "active" else number,
+        reason=None if state == "active" else "x",
+    )
+
+
+def test_the_last_good_version_is_kept_however_old_it_is() -> None:
+    trials = [version(number, settled=False) for number in range(3, 20)]
+    history = [version(1, settled=True), version(2, settled=True), *trials]
+    kept = {int(sha256, 16) for sha256 in in_use(history)}
+    assert kept == {2, *range(10, 20)}
+
+
+def test_a_component_counts_once_however_often_it_was_run() -> None:
+    again = [
+        msgspec.structs.replace(version(number, settled=True), sha256="f" * 64)
+        for number in range(3, 30)
+    ]
+    assert len(in_use([version(1, settled=True), version(2, settled=True), *again])) == 3
+
+
+@pytest.mark.parametrize("upgraded", [False, True])
+async def test_a_configured_file_that_is_gone_takes_nothing_away(
+    bench: Bench, upgraded: bool
+) -> None:
+    agent = bench.agent(ECHO)
+    await bench.start(agent)
+    await bench.until_state("idle")
+    if upgraded:
+        await bench.upgrade(OTHER)
+    before = await bench.history()
+    await bench.stop()
+    assert agent.component is not None
+    agent.component.unlink()
+    await bench.start(agent)
+    await bench.until_state("idle")
+    assert await bench.history() == before
+    ((detail,),) = await bench.rows("SELECT detail FROM health WHERE kind = 'component'")
+    assert f"{AGENT} goes on with version {1 + upgraded}" in detail
+    assert "cannot be opened" in detail
+
+
+async def test_a_component_that_was_never_there_stops_its_own_agent_alone(bench: Bench) -> None:
+    gone = bench.agent(ECHO, name="gone", consumes=["gone.>"])
+    assert gone.component is not None
+    gone.component.unlink()
+    await bench.start(gone, bench.agent(ECHO))
+    status = await bench.until_state("quarantined", "gone")
+    assert status.problem is not None and status.problem.code == "component.unknown"
+    await bench.publish(2)
+    await bench.until_finished()
+    assert await bench.echoed() == bench.expected
+
+
+async def restart_with_file(bench: Bench, content: bytes) -> None:
+    """As somebody does who has written something else into the configured file."""
+    await bench.stop()
+    agent = bench.agent(ECHO)
+    assert agent.component is not None
+    agent.component.write_bytes(content)
+    await bench.start(agent)
+    await bench.until_state("idle")
+
+
+async def test_a_configured_file_that_cannot_be_run_is_refused_once(bench: Bench) -> None:
+    await start(bench)
+    await bench.until_state("idle")
+    refused = [(1, "active", "configuration"), (2, "refused", "configuration")]
+    for starts in (1, 2):
+        await restart_with_file(bench, b"garbage")
+        assert await bench.history() == refused
+        health = await bench.rows("SELECT count(*) FROM health WHERE kind = 'component'")
+        assert health == [(starts,)]
+    await bench.publish(2)
+    await bench.until_finished()
+    assert await bench.echoed() == bench.expected
+    with pytest.raises(Failure, match="runs that component already, as version 1"):
+        await bench.rollback(to=1)
+    await bench.upgrade(OTHER)
+    for content in (b"garbage", wasmtime.wat2wasm(ECHO)):
+        await restart_with_file(bench, content)
+        assert (await bench.history())[2:] == [(3, "active", "upgrade")]
+    await restart_with_file(bench, wasmtime.wat2wasm(wat.agent(handle=wat.answers(2))))
+    assert (await bench.history())[3:] == [(4, "active", "configuration")]
+
+
+async def test_a_refused_file_is_taken_when_it_gets_what_it_lacked(bench: Bench) -> None:
+    await start(bench)
+    await bench.until_state("idle")
+    await restart_with_file(bench, wasmtime.wat2wasm(DEGRADED))
+    assert (await bench.history())[1:] == [(2, "refused", "configuration")]
+    await bench.stop()
+    await bench.start(bench.agent(DEGRADED, imports=["health"]))
+    await bench.until_state("idle")
+    assert (await bench.history())[2:] == [(3, "active", "configuration")]
+
+
+async def test_a_damaged_upload_of_an_added_agent_is_no_other_version(bench: Bench) -> None:
+    await start(bench)
+    await bench.until_state("idle")
+    await bench.upgrade(OTHER)
+    await bench.stop()
+    kept = bench.files.find(await bench.upload(ECHO))
+    assert kept is not None
+    kept.path.write_bytes(wasmtime.wat2wasm(wat.agent(handle=wat.answers(2))))
+    await bench.start(bench.agent(ECHO, component=kept.path))
+    await bench.until_state("idle")
+    assert (await bench.history())[1:] == [(2, "active", "upgrade")]
+    assert not kept.path.exists()
+
+
+async def test_an_upload_of_an_added_agent_is_its_version(bench: Bench) -> None:
+    await start(bench)
+    await bench.until_state("idle")
+    await bench.stop()
+    kept = bench.files.find(await bench.upload(ECHO))
+    assert kept is not None
+    await bench.start(bench.agent(ECHO, component=kept.path))
+    await bench.until_state("idle")
+    assert await bench.history() == [(1, "active", "configuration")]
+
+
+async def test_a_lost_component_is_healed_by_its_own_upload(bench: Bench) -> None:
+    await start(bench)
+    await bench.until_state("idle")
+    upgraded = await bench.upgrade(OTHER)
+    await bench.stop()
+    lost = bench.files.find(upgraded.version.sha256)
+    assert lost is not None
+    lost.path.unlink()
+    await start(bench)
+    status = await bench.until_state("quarantined")
+    assert status.problem is not None and status.problem.code == "component.unknown"
+    healed = await bench.upgrade(OTHER)
+    assert healed.version.number == 3
+    await bench.publish()
+    await bench.until_finished()
+    assert await bench.echoed() == bench.expected

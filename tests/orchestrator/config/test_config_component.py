@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import Config, ConfigErrors, ConfigProblem, load
+from orchestrator.config import Config, ConfigErrors, ConfigProblem, Overrides, load
 from orchestrator.config.loader import COMPONENT_CONFIG_BYTES_MAX
 
 AGENT = '[agent.gate]\ncomponent = "gate.wasm"\nconsumes = ["user.request"]\n'
@@ -176,6 +176,17 @@ def test_a_component_is_a_file_that_is_there(tmp_path: Path, path: str, found: s
     assert (mistake.key, mistake.line) == ("agent.gate.component", 2)
     assert found in mistake.found
     assert str(tmp_path / "agents.d") in mistake.found
+
+
+def test_for_a_daemon_that_is_to_run_a_component_that_is_gone_is_a_warning(tmp_path: Path) -> None:
+    loaded(tmp_path, AGENT)
+    (tmp_path / "agents.d" / "gate.wasm").unlink()
+    with pytest.raises(ConfigErrors):
+        load(tmp_path)
+    config = load(tmp_path, Overrides())
+    assert config.agents["gate"].component == tmp_path / "agents.d" / "gate.wasm"
+    (warning,) = [each for each in config.warnings if each.key == "agent.gate.component"]
+    assert "no such file" in warning.found and warning.line == 2
 
 
 @pytest.mark.parametrize(

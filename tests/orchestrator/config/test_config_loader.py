@@ -62,6 +62,27 @@ def test_an_empty_file_is_a_configuration_of_defaults(tmp_path: Path) -> None:
     assert config.agents == {}
 
 
+def test_a_state_folder_beside_the_main_file_has_no_agents_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    for state in (".", "link"):
+        main = f'[daemon]\nstate = "{state}"\n'
+        assert list(loaded(tmp_path, main, **{"agents.d/opsclaw.toml": AGENT}).agents) == [
+            "opsclaw"
+        ]
+
+
+def test_a_retired_agent_is_no_mistake_where_it_is_named(tmp_path: Path) -> None:
+    agent = AGENT + 'delegate = ["bee"]\n'
+    prompt = {"prompts/bee/act.md": "Act."}
+    assert {each.key for each in problems(tmp_path, agent, prompt)} == {
+        "",
+        "agent.opsclaw.delegate[0]",
+    }
+    gone = {"state/agents.d/bee.retired": ""}
+    warnings = loaded(tmp_path, '[daemon]\nstate = "state"\n' + agent, **gone).warnings
+    assert "which was retired" in str([str(each) for each in warnings])
+
+
 def test_values_arrive_in_their_units_and_places(tmp_path: Path) -> None:
     config = loaded(
         tmp_path,

@@ -65,6 +65,15 @@ async def test_an_answer_that_comes_before_the_supervisor_runs_is_not_lost() -> 
         await child.living.wait()
 
 
+async def test_what_is_renewed_while_its_quarantine_is_written_down_lives_at_once() -> None:
+    async def ask(_: Quarantine) -> None:
+        supervisor.renew()
+
+    supervisor, child = Supervisor("worker/opsclaw", FRAGILE, lambda: 0, ask), Child(deaths=2)
+    async with running(supervisor, child), asyncio.timeout(5):
+        await child.living.wait()
+
+
 async def test_a_release_from_before_the_question_answers_nothing() -> None:
     asked = asyncio.Event()
 
