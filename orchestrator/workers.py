@@ -288,5 +288,7 @@ async def _end(line: _Line, pid: int, exited: "asyncio.Future[Exit]") -> None:
     if not exited.done() and not line.connection.closed:
         with contextlib.suppress(Failure, ZygoteDied):  # it died, and the worker with it
             await line.ask(ZYGOTE_KILL, Kill(pid=pid))
+    # Not `wait_for`, which forgets a cancellation that comes together with the result.
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.shield(exited), EXIT_NOTICE_SECONDS_MAX)
+        async with asyncio.timeout(EXIT_NOTICE_SECONDS_MAX):
+            await asyncio.shield(exited)
