@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test test-toolchains check format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: check  ## the checks, then every test; pure modules are covered to the las
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage json -q -o build/coverage.json
 	$(BIN)/python tests/pure_coverage.py build/coverage.json docs/architecture.md
+
+test-toolchains: $(INSTALLED)  ## new projects in every language build and pass their own tests
+	$(BIN)/pytest -m toolchains tests/orchestrator/cli/test_cli_component.py
 
 check: $(INSTALLED)  ## formatting, lint, types, import contracts, rules of the source
 	$(BIN)/ruff format --check .

@@ -385,6 +385,8 @@ async def _remove_unused_components(config: Config, keeping: Keeping, views: Vie
 def run(config: Config) -> int:
     """Run in the foreground until SIGTERM or SIGINT. Returns the exit status."""
     configure_logging(config.daemon.log, config.daemon.log_level)
+    for warning in config.warnings:
+        log.warning("%s", warning)
     os.umask(PRIVATE_UMASK)
     status = 0
     try:

@@ -241,7 +241,7 @@ def test_of_ten_thousand_envelopes_those_beyond_the_cap_are_dead_letters(
 
 
 def test_an_endless_loop_keeps_nobody_waiting(daemon: RunningDaemon, tmp_path: Path) -> None:
-    limits = {"fuel": 1_000_000_000_000, "call": "10s"}
+    limits = {"fuel": 1_000_000_000_000, "call": "5s"}
     with _Agent(daemon, tmp_path, wat.agent(handle=wat.LOOP), limits=limits) as name:
         correlation = send(daemon, f"{name}.in", "go")
         daemon.wait(lambda: bool(daemon.agent(name)["delivery"]), "to loop")

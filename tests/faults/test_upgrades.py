@@ -117,6 +117,9 @@ def test_a_version_that_fails_on_its_tenth_message_goes_back_and_nothing_is_lost
     assert version["reason"].startswith("`handle` of the component")
     again = _wait_state(daemon, 3, "active")
     assert (again["source"], again["sha256"]) == ("rollback", _history(daemon)[0]["sha256"])
+    metrics = daemon.metrics()
+    for moved in ("traps_total", "upgrades_total", "rollbacks_total", "compile_seconds_count"):
+        assert metrics.total(f"agentd_component_{moved}") >= 1, moved
     assert daemon.agent("echo")["state"] in ("idle", "busy")
 
 

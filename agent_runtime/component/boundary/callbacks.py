@@ -1,7 +1,7 @@
 """Functions and resources of the host, which components import."""
 
 from collections.abc import Callable
-from ctypes import CFUNCTYPE, c_char_p, c_size_t, c_uint32, c_void_p
+from ctypes import CFUNCTYPE, c_char_p, c_size_t, c_uint32, c_void_p, py_object, pythonapi
 from struct import Struct
 from typing import Any, Final
 
@@ -50,6 +50,10 @@ def _forget(number: int, callbacks: dict[int, Any] = _callbacks) -> None:
 
 
 _let_go: Final = _Finalizer(_forget)
+
+for _kept in (_called, _dropped, _let_go):
+    # For good: at the end of the interpreter a linker may outlive this module, and calls them.
+    pythonapi.Py_IncRef(py_object(_kept))
 
 
 def _keep(callback: Callable[..., int]) -> int:

@@ -123,8 +123,11 @@ def own_tests(folder: Path, *command: str) -> None:
 
 @pytest.mark.parametrize(
     ("world", "options"),
-    [("agent", ("--imports", "state,logging")), ("agent", ("--version", "0.1.0")), ("mind", ())],
-    ids=["agent", "agent of 0.1.0", "mind"],
+    [
+        pytest.param("agent", ("--imports", "state,logging"), id="agent"),
+        pytest.param("agent", ("--version", "0.1.0"), id="0.1.0", marks=pytest.mark.toolchains),
+        pytest.param("mind", (), id="mind", marks=pytest.mark.toolchains),
+    ],
 )
 def test_a_new_project_of_python_builds_and_passes_its_own_tests(
     agentd: Agentd, tmp_path: Path, world: str, options: tuple[str, ...]
@@ -137,6 +140,7 @@ def test_a_new_project_of_python_builds_and_passes_its_own_tests(
 
 
 @needs_node
+@pytest.mark.toolchains
 def test_new_projects_of_javascript_build_and_pass_their_own_tests(
     agentd: Agentd, tmp_path: Path
 ) -> None:
