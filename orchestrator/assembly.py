@@ -33,6 +33,7 @@ from orchestrator.lane import Lane
 from orchestrator.metrics import Metrics
 from orchestrator.preferences import Preferences
 from orchestrator.store.store import Store
+from orchestrator.tools.attention import ATTENTION_REQUEST
 from orchestrator.tools.catalogue import CATALOGUE
 from orchestrator.tools.folder import FolderLimits, WorkFolder
 from orchestrator.tools.tool import Grants, ToolContext
@@ -66,7 +67,7 @@ def registration(agent: AgentConfig) -> Registration:
         inbox=agent.limits.inbox,
         priority=agent.priority,
         screened=agent.screened,
-        state_max=agent.limits.state_bytes,
+        state_max=agent.limits.state_bytes if "state" in agent.imports else 0,
     )
 
 
@@ -227,6 +228,14 @@ def grants(agent: AgentConfig) -> Grants:
     )
 
 
+def reach(agent: AgentConfig) -> Grants:
+    """What its tool calls may reach: its tools, and what its component is granted that is one."""
+    granted = grants(agent)
+    if "attention" not in agent.imports or ATTENTION_REQUEST.name in granted.tools:
+        return granted
+    return msgspec.structs.replace(granted, tools=(*granted.tools, ATTENTION_REQUEST.name))
+
+
 def profile(agent: AgentConfig, config: Config, agents: Mapping[str, AgentConfig]) -> AgentProfile:
     """What the agent's own process is told about it. `agents` are those there are now."""
     return AgentProfile(
@@ -253,7 +262,7 @@ def _tools(agent: AgentConfig, config: Config) -> Callable[[Effects], ToolContex
         return any(topics.matches(pattern, topic) for pattern in agent.publishes)
 
     return lambda effects: ToolContext(
-        grants=grants(agent),
+        grants=reach(agent),
         folder=WorkFolder(folder, limits),
         may_publish=may_publish,
         recall=effects.recall,

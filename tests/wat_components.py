@@ -115,6 +115,20 @@ HEALTH: Final = _interface(
     {"emit": "(param i32 i32 i32)"},
 )
 
+_ATTENTION: Final = _interface(
+    "attention",
+    "agent-net:core/attention@0.2.0",
+    """
+    (alias outer 1 $error (type $outer))
+    (export "error" (type $error (eq $outer)))
+    (export "request" (func (param "question" string)
+      (result (result string (error $error)))))""",
+    {"request": "(param i32 i32 i32)"},
+)
+ATTENTION: Final = _ATTENTION._replace(declaration=_TYPES + _ATTENTION.declaration)
+"""The result of `request` is 12 bytes: 0 at 0 for *ok*, at 4 and 8 the answer. Not to be used
+together with `STATE`, which declares the same types."""
+
 CLOCK: Final = _interface(
     "clock",
     "wasi:clocks/monotonic-clock@0.2.0",
