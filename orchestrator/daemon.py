@@ -385,13 +385,13 @@ async def _remove_unused_components(config: Config, keeping: Keeping, views: Vie
 def run(config: Config) -> int:
     """Run in the foreground until SIGTERM or SIGINT. Returns the exit status."""
     configure_logging(config.daemon.log, config.daemon.log_level)
-    for warning in config.warnings:
-        log.warning("%s", warning)
     os.umask(PRIVATE_UMASK)
     status = 0
     try:
         config.daemon.socket.parent.mkdir(parents=True, exist_ok=True)
         with listening(config.daemon.socket) as listener:
+            for warning in config.warnings:
+                log.warning("%s", warning)
             _make_folders(config)
             uvloop.run(_run(config, listener))
     except* Stopping:
