@@ -38,11 +38,7 @@ from orchestrator.tools.catalogue import CATALOGUE
 from orchestrator.tools.folder import FolderLimits, WorkFolder
 from orchestrator.tools.tool import Grants, ToolContext
 from orchestrator.verdict import NOBODY
-from orchestrator.workers import Zygote
-
-WORKER_UID_MIN: Final = 61_184
-"""The first of the user ids that systemd keeps for services without a name (61184 to 65519): no
-file of the host belongs to them. Used where the daemon is root; else workers have its own id."""
+from orchestrator.workers import WORKER_UID_MIN, Zygote, worker_uid
 
 WORKERS_MAX: Final = 4096
 """Agents at once: as many of these user ids as they may take, with all others left over."""
@@ -108,7 +104,7 @@ def keeping(config: Config, zygote: Zygote, metrics: Metrics) -> Keeping:
         zygote,
         files,
         cache,
-        Confinement(sandbox=config.daemon.sandbox, uid=_uid(COMPILER_NUMBER)),
+        Confinement(sandbox=config.daemon.sandbox, uid=worker_uid(COMPILER_NUMBER)),
         metrics.compiled,
         CompileLimits.of(config.components),
     )
@@ -270,12 +266,8 @@ def _tools(agent: AgentConfig, config: Config) -> Callable[[Effects], ToolContex
     )
 
 
-def _uid(number: int) -> int | None:
-    return WORKER_UID_MIN + number if os.geteuid() == 0 else None
-
-
 def _fork(agent: AgentConfig, config: Config, number: int) -> Callable[[int], Fork]:
-    uid = _uid(number)
+    uid = worker_uid(number)
     return lambda token: Fork(
         token=token,
         agent=agent.name,

@@ -48,6 +48,10 @@ HELLO: Final = Hello(name="orchestrator")
 READY_SECONDS_MAX: Final = 30.0
 """Until the zygote greets: its imports take 0.3 s, or 10 s from a cold disk."""
 
+WORKER_UID_MIN: Final = 61_184
+"""The first of the user ids that systemd keeps for services without a name (61184 to 65519): no
+file of the host belongs to them. Used where the daemon is root; else workers have its own id."""
+
 EXIT_NOTICE_SECONDS_MAX: Final = 5.0
 """Between the end of a worker's line and the notice of its death. The kernel needs microseconds,
 a machine that swaps needs more."""
@@ -61,6 +65,11 @@ since each answer counts."""
 FORKS_MAX: Final = 32
 """Asked for at once. The zygote forks one after the other; more would fill its socket with
 descriptors, of which a user may have as many under way as files open."""
+
+
+def worker_uid(number: int) -> int | None:
+    """The user that a confined process runs as, by a number of its own; None keeps ours."""
+    return WORKER_UID_MIN + number if os.geteuid() == 0 else None
 
 
 class ZygoteDied(Exception):

@@ -18,15 +18,15 @@ from ipc_protocol.errors import Failure
 from orchestrator.components.cache import NativeCache
 from orchestrator.components.compiling import Compiler, Confinement, Progress, Ready
 from orchestrator.components.files import ComponentFiles
-from orchestrator.workers import Zygote
+from orchestrator.workers import Zygote, worker_uid
 
 Sandbox = Literal["strict", "standard", "off"]
 
 ZYGOTE_SECONDS_MAX: Final = 30.0
 """Until a zygote says which library it has: its imports take 0.3 s, or 10 s from a cold disk."""
 
-UID: Final = 61_184 if os.geteuid() == 0 else None
-"""Where this is root, whatever is run is nobody: as in `assembly`."""
+UID: Final = worker_uid(0)
+"""Whatever is run here runs as the first of those who run nothing else."""
 
 
 class Workbench:
