@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-toolchains check format clean
+.PHONY: help install demo test test-toolchains faults check format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ test: check  ## the checks, then every test; pure modules are covered to the las
 
 test-toolchains: $(INSTALLED)  ## new projects in every language build and pass their own tests
 	$(BIN)/pytest -m toolchains tests/orchestrator/cli/test_cli_component.py
+
+faults: $(INSTALLED)  ## the long runs: thousands of kills, power cuts and failing disks
+	$(BIN)/pytest -m faults tests/faults
 
 check: $(INSTALLED)  ## formatting, lint, types, import contracts, rules of the source
 	$(BIN)/ruff format --check .

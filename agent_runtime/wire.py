@@ -26,6 +26,8 @@ class BlockingLine:
     def __init__(self, sock: socket.socket, hello: Hello, *, initiator: bool) -> None:
         self.session = Session(hello, initiator=initiator)
         self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._initiator = initiator
         if initiator:
             self.send(self.session.hello())
@@ -35,9 +37,7 @@ class BlockingLine:
 
     def has_more_within(self, seconds: float) -> bool:
         """Wait for bytes, or for the end, but no longer than this."""
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return bool(self._poll.poll(seconds * 1000))
 
     def receive(self) -> list[Event]:
         """Wait for bytes and return what they bring, which may be nothing yet.

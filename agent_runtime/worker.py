@@ -1,17 +1,22 @@
 """The sealed worker: it is told who it is, handles one delivery at a time, and asks for effects.
 
 A thin shell around the loop, and around the component of an agent that has one. It blocks on one
-socket and has no other reach: no file, no clock. Everything is imported before it is sealed, so
-nothing may be imported later.
+socket and has no other reach: no file, and of time only what passes. Everything is imported before
+it is sealed, so nothing may be imported later.
 
-While it waits for an effect it hears what else comes: a withdrawal of the delivery drops it, other
-requests wait their turn. Whoever holds the other end of the line decides about its life: when the
-line ends, so does the worker, with status 0; a defect of its own ends it with status 1. So does a
-trap of its component, whose memory is lost with it: the worker says what happened, and goes.
+Deliveries come several to a request. Their completions gather for a moment, and go out before
+anything else is said of them: an effect that the next one asks for, an error that ends the rest.
+
+While it waits for an effect, and between two deliveries, it hears what else comes: a withdrawal of
+the request drops the delivery in hand and those behind it, other requests wait their turn. Whoever
+holds the other end of the line decides about its life: when the line ends, so does the worker, with
+status 0; a defect of its own ends it with status 1. So does a trap of its component, whose memory
+is lost with it: the worker says what happened, and goes.
 """
 
 import socket
 import sys
+import time
 import traceback
 from collections import deque
 from typing import Any, Final, NoReturn, TypeVar
@@ -21,6 +26,8 @@ from msgspec.structs import replace
 
 from agent_runtime.component.host import Host
 from agent_runtime.component.native import Native
+from agent_runtime.echo import Echo
+from agent_runtime.gathering import Gathering
 from agent_runtime.loop import LOOP_VERSION, advance, start
 from agent_runtime.loop.consulting import Consult, Consulted
 from agent_runtime.wire import END_OF_LINE, BlockingLine
@@ -41,20 +48,27 @@ from ipc_protocol.work import (
     AgentProfile,
     Completion,
     ComponentStart,
+    Delivery,
+    Done,
     Effect,
     EffectRequest,
     EffectResult,
     Handle,
+    Work,
     WorkerReady,
     WorkerStart,
 )
 
 HELLO: Final = Hello(name="worker")
-CANCELLED: Final = Failure("request.cancelled", "The delivery was withdrawn.").problem
+CANCELLED: Final = Failure("request.cancelled", "The work was withdrawn.").problem
 
 IDLE_SECONDS: Final = 1.0
 """Without a request, before memory is given back. Fetching it anew for each message would be half
 of the time that a large one takes."""
+
+GLANCE_SECONDS: Final = 0.001
+"""From one look at the line to the next while nothing is waited for: a look costs 1 µs, as long as
+it takes to handle the cheapest delivery."""
 
 P = TypeVar("P", bound=msgspec.Struct)
 
@@ -81,7 +95,10 @@ class Worker:
         self._native = native
         self._profile: AgentProfile | None = None
         self._component: ComponentStart | None = None
+        self._echo: Echo | None = None
         self._host: Host | None = None
+        self._gathering = Gathering()
+        self._glanced_at = 0.0
         self._arrived: deque[Event] = deque()  # bound: the events of one read
         self._waiting: deque[RequestReceived] = deque()  # bound: the hello's `streams_max`
         self._stopped = False
@@ -135,6 +152,18 @@ class Worker:
                     self._line.send(self._line.session.error(request.stream, CANCELLED))
                     return
 
+    def _glance(self, stream: int, now: float) -> None:
+        """Hear what has come by now. Raises `_Dropped` when that withdraws the request in hand."""
+        if now - self._glanced_at >= GLANCE_SECONDS:
+            self._glanced_at = now
+            if self._line.has_more_within(0):
+                self._arrived.extend(self._line.receive())
+        while self._arrived:
+            event = self._next_event()
+            if isinstance(event, CancelReceived) and event.stream == stream:
+                raise _Dropped(CANCELLED)
+            self._set_aside(event)
+
     # -- what is served
 
     def _serve(self, received: RequestReceived) -> None:
@@ -148,7 +177,7 @@ class Worker:
         if self._host is not None and self._host.dead:
             self._stopped = True
 
-    def _answer(self, received: RequestReceived) -> WorkerReady | Completion | Nothing:
+    def _answer(self, received: RequestReceived) -> WorkerReady | Nothing:
         method = received.request.method
         if method == WORKER_START.name:
             return self._start(_params(received, WORKER_START))
@@ -166,6 +195,10 @@ class Worker:
         )
 
     def _start(self, start: WorkerStart) -> WorkerReady:
+        try:
+            self._echo = None if start.echo is None else Echo(start.echo)
+        except Failure as failure:
+            raise _Dropped(failure.problem) from failure
         self._profile, self._component = start.profile, start.component
         host = self._instantiated(start.profile)
         if host is None:
@@ -193,18 +226,43 @@ class Worker:
         """The component was left in the middle of a call, and cannot be entered again."""
         self._host = None
 
-    def _handle(self, stream: int, handle: Handle) -> Completion:
+    def _handle(self, stream: int, work: Work) -> Nothing:
+        """Raises `_Dropped` with the delivery that it is about; those before it are told of."""
+        for each in work.deliveries:
+            began = time.monotonic()
+            try:
+                self._glance(stream, began)
+                completion = self._completion(stream, work, each)
+            except _Dropped as dropped:
+                self._flush(stream)
+                raise _Dropped(_about(each, dropped.problem)) from dropped
+            self._gathering.add(each.delivery, completion, began)
+            if self._gathering.is_due(time.monotonic()):
+                self._flush(stream)
+        self._flush(stream)
+        return Nothing()
+
+    def _completion(self, stream: int, work: Work, each: Delivery) -> Completion:
         if self._profile is None:
             raise _dropped(
                 "request.invalid",
                 "This worker does not know yet which agent it is.",
                 f"Send {WORKER_START.name} first.",
             )
+        if self._echo is not None:
+            return self._echo.completion(each.payload)
         host = self._instantiated(self._profile)
-        return _Run(self, stream, handle).through(self._profile, host)
+        return _Run(self, stream, work.handle(each)).through(self._profile, host)
+
+    def _flush(self, stream: int) -> None:
+        """Tell of the completions that have gathered."""
+        finished = self._gathering.take()
+        if finished:
+            self._line.send(self._line.session.item(stream, Done(finished=finished)))
 
     def have_done(self, stream: int, request: EffectRequest) -> EffectResult:
-        """Ask for one effect and wait for it. Raises `_Dropped` when the delivery is withdrawn."""
+        """Ask for one effect and wait for it. Raises `_Dropped` when the request is withdrawn."""
+        self._flush(stream)
         session = self._line.session
         if not session.may_request:
             raise _dropped("protocol.closed", "The line is closing: no effect can be had.")
@@ -264,6 +322,10 @@ class _Run:
 
 def _dropped(code: str, message: str, cure: str = "") -> _Dropped:
     return _Dropped(Failure(code, message, cure).problem)
+
+
+def _about(each: Delivery, problem: Problem) -> Problem:
+    return replace(problem, details={**problem.details, "delivery": each.delivery})
 
 
 def _params(received: RequestReceived, method: Method[P, Any, Any]) -> P:

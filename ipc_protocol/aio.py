@@ -111,6 +111,8 @@ class Connection:
         self._full: set[Response[Any, Any]] = set()
         self._serving: dict[int, asyncio.Task[None]] = {}
         self._transport: asyncio.Transport | None = None
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
         self._abort_timer: asyncio.TimerHandle | None = None
         self._ending = False
         self.problem: Problem | None = None
@@ -170,6 +172,7 @@ class Connection:
     def _close_transport(self) -> None:
         """What is written goes out first, but a peer that does not take it holds nothing up."""
         if self._abort_timer is None and self._transport is not None and not self.closed:
+            self._send()
             self._transport.close()
             self._abort_timer = self._loop.call_later(
                 limits.CLOSE_SECONDS_MAX, self._transport.abort
@@ -179,14 +182,24 @@ class Connection:
 
     async def call(self, method: Method[P, R, Item], params: P) -> R:
         """Ask and wait for the result. Cancelling the caller withdraws the request."""
-        async with self.stream(method, params) as response:
+        stream, response = await self._ask(method, params)
+        try:
             return await response.result()
+        finally:
+            self._leave(stream, response)
 
     @contextlib.asynccontextmanager
     async def stream(
         self, method: Method[P, R, Item], params: P
     ) -> AsyncIterator[Response[R, Item]]:
         """Ask for a streamed response. Leaving the block early withdraws the request."""
+        stream, response = await self._ask(method, params)
+        try:
+            yield response
+        finally:
+            self._leave(stream, response)
+
+    async def _ask(self, method: Method[P, R, Item], params: P) -> tuple[int, Response[R, Item]]:
         await self._wait_writable()
         if not self._session.may_request:
             raise self._refused_here()
@@ -199,13 +212,13 @@ class Connection:
         response: Response[R, Item] = Response(method, self._hold_reading, self._release_reading)
         self._responses[stream] = response
         self._write(data)
-        try:
-            yield response
-        finally:
-            if not response.closed and self._session.talking:
-                self._write(self._session.cancel(stream))
-            del self._responses[stream]
-            response.drop_items()
+        return stream, response
+
+    def _leave(self, stream: int, response: Response[Any, Any]) -> None:
+        if not response.closed and self._session.talking:
+            self._write(self._session.cancel(stream))
+        del self._responses[stream]
+        response.drop_items()
 
     def _refused_here(self) -> Failure:
         if self._ending or self._session.state is not SessionState.OPEN:
@@ -368,12 +381,27 @@ class Connection:
     # -- writing
 
     def _write(self, data: bytes) -> None:
+        """Frames that are written in one turn of the loop are sent together, by one system call."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self._transport.get_write_buffer_size() > limits.WRITE_BYTES_MAX:
+        held_bytes = self._transport.get_write_buffer_size()
+        if held_bytes > limits.WRITE_BYTES_MAX:
             self._transport.abort()
             self._fail(Problem(code="protocol.closed", message="The peer does not read."))
         elif data:
+            if not self._unsent:
+                self._loop.call_soon(self._send)
+            self._unsent.append(data)
+            self._unsent_bytes += len(data)
+            if held_bytes + self._unsent_bytes >= limits.WRITE_TOGETHER_BYTES_MAX:
+                self._send()
+
+    def _send(self) -> None:
+        """Hand what was written to the transport, which says when it holds too much."""
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        self._unsent_bytes = 0
+        if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     async def _wait_writable(self) -> None:

@@ -49,6 +49,32 @@ class Send(Message, frozen=True):
     correlation: str | None = None
 
 
+class Publish(Message, frozen=True):
+    """Publish each of `payloads` on `topic` as the operator: all of them, or none and an error.
+
+    Each opens a conversation of its own, unless `correlation` names one for all. With
+    `message_ids`, one for each, a payload that was published before under its id is not published
+    again; its first receipt is given. The answer comes when all are on disk (*accepted*), or when
+    all their deliveries are done or dead (*handled*).
+    """
+
+    topic: str
+    payloads: list[bytes]
+    message_ids: list[str] = []
+    priority: Priority = "normal"
+    correlation: str | None = None
+    wait: Literal["accepted", "handled"] = "accepted"
+
+
+class Published(Message, frozen=True):
+    """Each payload's message and conversation, in order. `repeated` of them were there before."""
+
+    messages: list[int]
+    correlations: list[str]
+    subscribers: list[str]
+    repeated: Count = 0
+
+
 class Watch(Message, frozen=True):
     """Follow what is committed from now on; everything, or one conversation."""
 
@@ -170,6 +196,8 @@ class JournalStep(Message, frozen=True):
     generated_tokens: int = 0
     request: dict[str, Any] = {}
     result: dict[str, Any] = {}
+    run: int = 0
+    """A deferral ends one run, and the next begins anew."""
 
 
 class TracedDelivery(Message, frozen=True):
@@ -189,6 +217,17 @@ class TracedDelivery(Message, frozen=True):
     steps: list[JournalStep]
     memories: list[Memory]
     traps: list[Trap] = []
+    composing: bool = False
+    run: int = 0
+    begun_us: int | None = None
+    """When the present run began."""
+    deaths: int = 0
+    """Of workers that held it."""
+    last_error: str = ""
+    parked_reason: str = ""
+    parked_until_us: int | None = None
+    parked_on: str = ""
+    """Whom or what it waits for."""
 
 
 class TracedMessage(Message, frozen=True):
@@ -198,13 +237,26 @@ class TracedMessage(Message, frozen=True):
     text: str
     sent_us: int
     cause: int | None = None
+    produced_by: int | None = None
+    """The delivery whose completion published it."""
+    priority: Priority = "normal"
+    hops: int = 0
 
 
 class DeadLetter(Message, frozen=True):
+    """Of a delivery that died, or of an output of `delivery` that never became a message."""
+
     message: int | None
     agent: str
     reason: str
     at_us: int
+    number: int = 0
+    delivery: int | None = None
+    topic: str = ""
+    code: str = ""
+    attempts: int = 0
+    last_error: str = ""
+    replayed_as: int | None = None
 
 
 class Trace(Message, frozen=True):

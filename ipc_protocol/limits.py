@@ -18,6 +18,10 @@ envelopes, or the vectors of 2,048 texts at 256 dimensions of 4 bytes."""
 
 assert FRAME_BODY_BYTES_MAX >= 8 * PAYLOAD_BYTES_MAX
 
+ECHO_TOPICS_MAX: Final = (FRAME_BODY_BYTES_MAX - 1024 * 1024) // PAYLOAD_BYTES_MAX
+"""Topics on which an agent of the brain *echo* says again what it got: so that the largest payload,
+once for each of them, fits into one frame with all around it."""
+
 BODY_DEPTH_MAX: Final = 32
 """Nesting of maps and arrays. A JSON Schema inside a request is the deepest thing that is sent:
 ten levels of schema cost twenty of nesting."""
@@ -42,6 +46,12 @@ WRITE_HIGH_WATER_BYTES: Final = 1024 * 1024
 WRITE_LOW_WATER_BYTES: Final = 256 * 1024
 """A writer waits above the high mark until the transport has drained to the low one: a quarter of
 the largest frame stays queued, so the socket never runs dry while the writer wakes up."""
+
+WRITE_TOGETHER_BYTES_MAX: Final = 64 * 1024
+"""Frames that wait for the end of a turn of the loop, to be sent together: beyond this a system
+call costs what its bytes cost. Those that the transport still holds are counted with them."""
+
+assert WRITE_TOGETHER_BYTES_MAX <= WRITE_LOW_WATER_BYTES  # else both marks would be crossed at once
 
 SOCKET_READ_BYTES: Final = 256 * 1024
 """One read: a full kernel buffer of a Unix socket (208 KiB by default)."""

@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from ipc_protocol import components, control, inference, work
+from ipc_protocol import bus, components, control, inference, work
 from ipc_protocol.inference import Nothing
 from ipc_protocol.values import Receipt
 
@@ -54,8 +54,8 @@ ZYGOTE_LIBRARY = Method[Nothing, components.Library, Nothing](
 WORKER_START = Method[work.WorkerStart, work.WorkerReady, Nothing](
     "worker.start", work.WorkerStart, work.WorkerReady
 )
-WORKER_HANDLE = Method[work.Handle, work.Completion, Nothing](
-    "worker.handle", work.Handle, work.Completion
+WORKER_HANDLE = Method[work.Work, Nothing, work.Done](
+    "worker.handle", work.Work, Nothing, work.Done
 )
 WORKER_STOP = Method[Nothing, Nothing, Nothing]("worker.stop", Nothing, Nothing)
 COMPILER_COMPILE = Method[components.Compile, components.Compiled, Nothing](
@@ -77,6 +77,9 @@ ANSWER = Method[control.AwaitAnswer, control.Conversation, Nothing](
     "ctl.answer", control.AwaitAnswer, control.Conversation
 )
 SEND = Method[control.Send, Receipt, Nothing]("ctl.send", control.Send, Receipt)
+PUBLISH = Method[control.Publish, control.Published, Nothing](
+    "ctl.publish", control.Publish, control.Published
+)
 WATCH = Method[control.Watch, Nothing, control.Happening](
     "ctl.watch", control.Watch, Nothing, control.Happening
 )
@@ -115,6 +118,20 @@ AGENTS_RETIRE = Method[control.OfOneAgent, control.AgentRetired, control.AgentCh
 DELIVERY = Method[control.OfDelivery, control.DeliveryRecord, control.JournaledEffect](
     "ctl.delivery", control.OfDelivery, control.DeliveryRecord, control.JournaledEffect
 )
+DEAD_LIST = Method[bus.ListDeadLetters, bus.DeadLetters, Nothing](
+    "ctl.bus.dead.list", bus.ListDeadLetters, bus.DeadLetters
+)
+DEAD_SHOW = Method[bus.OfDeadLetter, bus.DeadLetterDetail, Nothing](
+    "ctl.bus.dead.show", bus.OfDeadLetter, bus.DeadLetterDetail
+)
+DEAD_REPLAY = Method[bus.ReplayDeadLetters, bus.ReplayedLetters, bus.ReplayedLetter](
+    "ctl.bus.dead.replay", bus.ReplayDeadLetters, bus.ReplayedLetters, bus.ReplayedLetter
+)
+DEAD_PURGE = Method[bus.PurgeDeadLetters, bus.PurgedLetters, Nothing](
+    "ctl.bus.dead.purge", bus.PurgeDeadLetters, bus.PurgedLetters
+)
+TOPICS = Method[Nothing, bus.Topics, bus.Topic]("ctl.bus.topics", Nothing, bus.Topics, bus.Topic)
+TAP = Method[bus.Tap, Nothing, bus.Tapped]("ctl.bus.tap", bus.Tap, Nothing, bus.Tapped)
 
 LINES: Final[dict[str, tuple[Method[Any, Any, Any], ...]]] = {
     "control": (
@@ -123,6 +140,7 @@ LINES: Final[dict[str, tuple[Method[Any, Any, Any], ...]]] = {
         ASK,
         ANSWER,
         SEND,
+        PUBLISH,
         WATCH,
         TRACE,
         SLOTS,
@@ -137,6 +155,12 @@ LINES: Final[dict[str, tuple[Method[Any, Any, Any], ...]]] = {
         AGENTS_ADD,
         AGENTS_RETIRE,
         DELIVERY,
+        DEAD_LIST,
+        DEAD_SHOW,
+        DEAD_REPLAY,
+        DEAD_PURGE,
+        TOPICS,
+        TAP,
     ),
     "gateway": (METRICS, HEALTH),
     "engine": (ENGINE_START, ENGINE_STATUS, ENGINE_GENERATE, ENGINE_SCORE, ENGINE_EMBED),

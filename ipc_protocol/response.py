@@ -33,12 +33,12 @@ class Response(Generic[R, Item]):
         self._on_room = on_room
         self._items: deque[dict[str, Any]] = deque()
         self._arrived = asyncio.Event()
-        self._outcome: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._outcome: dict[str, Any] | Failure | None = None
         self._dropping = False
 
     @property
     def closed(self) -> bool:
-        return self._outcome.done()
+        return self._outcome is not None
 
     def push(self, item: dict[str, Any]) -> None:
         if self._dropping:
@@ -54,14 +54,13 @@ class Response(Generic[R, Item]):
         self._on_room(self)
 
     def finish(self, value: dict[str, Any]) -> None:
-        if not self._outcome.done():
-            self._outcome.set_result(value)
+        if self._outcome is None:
+            self._outcome = value
         self._arrived.set()
 
     def fail(self, failure: Failure) -> None:
-        if not self._outcome.done():
-            self._outcome.set_exception(failure)
-            self._outcome.exception()  # seen here, so that asyncio does not call it forgotten
+        if self._outcome is None:
+            self._outcome = failure
         self._arrived.set()
 
     async def __aiter__(self) -> AsyncIterator[Item]:
@@ -71,9 +70,9 @@ class Response(Generic[R, Item]):
                 if len(self._items) <= ITEMS_RESUME:
                     self._on_room(self)
                 yield _answer_as(self._method.item, item, self._method)
+            if isinstance(self._outcome, Failure):
+                raise self._outcome
             if self.closed:
-                if self._outcome.exception() is not None:
-                    self._outcome.result()
                 return
             self._arrived.clear()
             await self._arrived.wait()
@@ -84,9 +83,12 @@ class Response(Generic[R, Item]):
         Raises `Failure` when the request ended in an error.
         """
         self.drop_items()
-        value: R = _answer_as(
-            self._method.result, await asyncio.shield(self._outcome), self._method
-        )
+        while self._outcome is None:
+            self._arrived.clear()
+            await self._arrived.wait()
+        if isinstance(self._outcome, Failure):
+            raise self._outcome
+        value: R = _answer_as(self._method.result, self._outcome, self._method)
         return value
 
 

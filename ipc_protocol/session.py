@@ -12,6 +12,8 @@ Beside them stands one rule: an ERROR on stream 0 is the peer's last word and en
 and the bytes to send before hanging up. Misuse by this program raises `LocalProtocolError`.
 """
 
+from typing import Any
+
 import msgspec
 
 from ipc_protocol import limits
@@ -257,8 +259,7 @@ class Session:
         stream = self._next_stream
         if stream > STREAM_MAX - 2:
             raise LocalProtocolError("The stream ids of this connection are used up.")
-        plain = msgspec.to_builtins(params, builtin_types=(bytes,))
-        data = self._encode(FrameType.REQUEST, stream, Request(method=method, params=plain))
+        data = self._encode(FrameType.REQUEST, stream, {"method": method, "params": params})
         self._next_stream += 2
         self._ours[stream] = StreamState.OPEN
         return stream, data
@@ -302,7 +303,9 @@ class Session:
         _move(self._theirs, stream, after)
         return data
 
-    def _encode(self, type_: FrameType, stream: int, body: msgspec.Struct) -> bytes:
+    def _encode(
+        self, type_: FrameType, stream: int, body: msgspec.Struct | dict[str, Any]
+    ) -> bytes:
         data = encode(type_, stream, body)
         if len(data) - limits.HEADER_BYTES > self.settled.limits.body_bytes_max:
             raise FrameError(

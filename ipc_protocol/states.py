@@ -7,6 +7,8 @@ from ipc_protocol.frames import FrameType
 
 
 class SessionState(enum.Enum):
+    __hash__ = object.__hash__  # Enum's own is slow, and is asked for with every frame
+
     GREETING = "greeting"
     OPEN = "open"
     LEAVING = "leaving"
@@ -30,6 +32,8 @@ SESSION: Final[dict[tuple[SessionState, FrameType], SessionState]] = {
 
 
 class StreamState(enum.Enum):
+    __hash__ = object.__hash__
+
     OPEN = "open"
     CANCELLING = "cancelling"
     CLOSED = "closed"

@@ -1,8 +1,10 @@
 """What the orchestrator and a worker say to each other, and the zygote that forks it.
 
-A worker is told who it is once (`worker.start`), then is handed one delivery at a time
-(`worker.handle`) and answers with one completion. While it works it may ask for effects
-(`work.effect`); each answer is in the delivery's journal before the worker sees it.
+A worker is told who it is once (`worker.start`), then is handed deliveries (`worker.handle`), which
+it handles one after the other; it streams their completions, several to a frame where they are
+quick. While it works on one it may ask for effects (`work.effect`); each answer is in the journal
+of the delivery before the worker sees it. An error names in its details the `delivery` that it is
+about; those behind that one were not begun.
 """
 
 from typing import Any, Literal
@@ -11,7 +13,17 @@ import msgspec
 
 from ipc_protocol.errors import Problem
 from ipc_protocol.inference import ChatMessage, Sampling
-from ipc_protocol.values import Count, Envelope, Id, LayerReport, Message, Priority, TimeUs
+from ipc_protocol.values import (
+    PRIORITIES,
+    Count,
+    Envelope,
+    Id,
+    LayerReport,
+    Message,
+    Priority,
+    TimeUs,
+    rank,
+)
 
 Phase = Literal["triage", "act", "reflect", "compose"]
 
@@ -127,6 +139,9 @@ class ComponentStart(Message, frozen=True):
 class WorkerStart(Message, frozen=True):
     profile: AgentProfile
     component: ComponentStart | None = None
+    echo: list[str] | None = None
+    """The topics of an agent whose brain is *echo*: it acts on every message, and publishes what it
+    got on each of them."""
 
 
 class WorkerReady(Message, frozen=True):
@@ -206,7 +221,18 @@ class Beginning(Message, frozen=True):
     """It was deferred before and is due now."""
 
 
+class Setting(Message, frozen=True):
+    """What the runs of many deliveries have in common."""
+
+    loop: int
+    component: str = ""
+    """The SHA-256 of the component, or empty."""
+    prompts: dict[str, str] = {}
+
+
 class Handle(Message, frozen=True):
+    """One delivery as the loop sees it."""
+
     delivery: int
     attempt: int
     envelope: Envelope
@@ -214,6 +240,96 @@ class Handle(Message, frozen=True):
     question: str = ""
     """For the conductor: what the conversation was opened with."""
     answers: list[Answer] = []
+
+
+class Delivery(msgspec.Struct, frozen=True, array_like=True):
+    """One delivery as it travels: the fields in this order, without names, since there are many."""
+
+    delivery: int
+    attempt: int
+    message: int
+    topic: str
+    sender: str
+    payload: bytes
+    correlation: str
+    rank: int
+    sent_us: int
+    expires_us: int
+    cause: int | None
+    hops: int
+    begun_us: int
+    seed: int
+    must_take: bool = False
+    deferred: bool = False
+    evidence: Evidence | None = None
+    question: str = ""
+    answers: list[Answer] = []
+
+
+class Work(Message, frozen=True):
+    """Deliveries to be handled one after the other, all of one setting."""
+
+    setting: Setting
+    deliveries: list[Delivery]
+
+    def handle(self, each: Delivery) -> Handle:
+        """`each` of these deliveries as the loop sees it."""
+        return Handle(
+            delivery=each.delivery,
+            attempt=each.attempt,
+            envelope=Envelope(
+                id=each.message,
+                topic=each.topic,
+                sender=each.sender,
+                payload=each.payload,
+                correlation=each.correlation,
+                priority=PRIORITIES[each.rank],
+                sent_us=each.sent_us,
+                expires_us=each.expires_us,
+                cause=each.cause,
+                hops=each.hops,
+            ),
+            beginning=Beginning(
+                now_us=each.begun_us,
+                seed=each.seed,
+                loop=self.setting.loop,
+                prompts=self.setting.prompts,
+                component=self.setting.component,
+                evidence=each.evidence,
+                must_take=each.must_take,
+                deferred=each.deferred,
+            ),
+            question=each.question,
+            answers=each.answers,
+        )
+
+
+def work_of(handle: Handle) -> Work:
+    """One delivery as it travels."""
+    envelope, beginning = handle.envelope, handle.beginning
+    delivery = Delivery(
+        handle.delivery,
+        handle.attempt,
+        envelope.id,
+        envelope.topic,
+        envelope.sender,
+        envelope.payload,
+        envelope.correlation,
+        rank(envelope.priority),
+        envelope.sent_us,
+        envelope.expires_us,
+        envelope.cause,
+        envelope.hops,
+        beginning.now_us,
+        beginning.seed,
+        beginning.must_take,
+        beginning.deferred,
+        beginning.evidence,
+        handle.question,
+        handle.answers,
+    )
+    setting = Setting(loop=beginning.loop, component=beginning.component, prompts=beginning.prompts)
+    return Work(setting=setting, deliveries=[delivery])
 
 
 # ---- Effects ------------------------------------------------------------------------------------
@@ -314,11 +430,16 @@ class Recalled(Message, tag="recalled", frozen=True):
 
 
 class ToolResult(Message, tag="tool-result", frozen=True):
-    """`staged` names what will happen when the completion commits."""
+    """`staged` names what will happen when the completion commits.
+
+    `unknown` is for a call that was in flight when something died, of which the tool cannot tell
+    what came: it may have been done, and is not repeated by itself. It is not `ok` then.
+    """
 
     ok: bool
     output: str
     staged: "Staged | None" = None
+    unknown: bool = False
 
 
 class Noted(Message, tag="noted", frozen=True):
@@ -422,6 +543,19 @@ class Completion(Message, frozen=True):
     """When a deferred delivery is due again."""
     usage: Usage | None = None
     """None where no component was called."""
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True):
+    """What came of one delivery of a `Work`."""
+
+    delivery: int
+    completion: Completion
+
+
+class Done(Message, frozen=True):
+    """Completions, in the order of the deliveries."""
+
+    finished: list[Finished]
 
 
 def effect_key(effect: Effect) -> bytes:

@@ -182,6 +182,7 @@ class Assembler:
             agent.name,
             _fork(agent, config, number),
             lambda: self.profile(agent),
+            agent.echoes_on,
             versions,
             Handlers().add(WORK_EFFECT, lane.on_effect),
             store=store,
@@ -263,6 +264,7 @@ def _tools(agent: AgentConfig, config: Config) -> Callable[[Effects], ToolContex
         may_publish=may_publish,
         recall=effects.recall,
         unfinished_tasks=effects.unfinished_tasks,
+        calls_in_flight=effects.calls_in_flight,
     )
 
 

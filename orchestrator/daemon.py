@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from typing import Final
@@ -34,8 +35,10 @@ from orchestrator.components.upgrading import Upgrading
 from orchestrator.components.versions import Keeping, in_use
 from orchestrator.config.own import OwnFiles
 from orchestrator.config.types import Config
+from orchestrator.control.bus import BusControl
 from orchestrator.control.changing import Changing
 from orchestrator.control.deliveries import Deliveries
+from orchestrator.control.routing_table import RoutingTable
 from orchestrator.control.server import listening, serve_control
 from orchestrator.control.service import Service
 from orchestrator.control.views import Counts, Views
@@ -43,13 +46,17 @@ from orchestrator.driver import Driver
 from orchestrator.engines import EmbeddingEngine, Engine, LanguageEngine
 from orchestrator.enrolment import Enrolment
 from orchestrator.gateway_process import Gateway
+from orchestrator.intake import Intake
+from orchestrator.janitor import Janitor
 from orchestrator.logs import configure_logging
 from orchestrator.metrics import Metrics
+from orchestrator.ring_breaker import RingBreaker
 from orchestrator.roster import Roster
 from orchestrator.screener import Screener
 from orchestrator.sockets import ListenError
 from orchestrator.store.audit import first_broken
 from orchestrator.store.changes import LAGGED
+from orchestrator.store.database import DATABASE_FILE
 from orchestrator.store.store import Store
 from orchestrator.supervision.restart import releases
 from orchestrator.tools.catalogue import CATALOGUE
@@ -59,13 +66,28 @@ from orchestrator.workers import Zygote
 log = logging.getLogger(__name__)
 
 CHANGES_MAX: Final = 65_536
-"""Changes not yet followed by the daemon itself, a few seconds at full load. Beyond that it wakes
-every driver instead, which finds the same work."""
+"""Changes not yet followed by the daemon itself, minutes at full load."""
+
+FOLLOWED: Final = frozenset(
+    {
+        "delivery.waiting",
+        "delivery.parked",
+        "messages.published",
+        "deadletter",
+        "conversations.answered",
+        "attention.answered",
+    }
+)
+"""What the daemon itself wants to know. Nothing else is made unless somebody watches."""
 
 EXIT_FAILED: Final = 1
 
 RESUME_SECONDS_MAX: Final = 600.0
 """A message that came since may live shorter than all before it. Times to live are hours."""
+
+SWITCH_SECONDS: Final = 0.0005
+"""How long a thread that computes keeps the interpreter while another one waits for it. The store's
+writer gives it up at each statement; the 5 ms of the default would be most of a commit."""
 
 PRIVATE_UMASK: Final = 0o077
 """What the daemon writes, its programs' files too, is its user's alone."""
@@ -165,6 +187,8 @@ class Daemon:
         for driver in self._drivers.values():
             states[driver.state] = states.get(driver.state, 0) + 1
         metrics.agents(states)
+        store = self._store.condition
+        metrics.store(log=store.log, free=store.free, reserve=store.reserve, intake=store.intake)
         metrics.sandbox([driver.layers for driver in self._drivers.values() if driver.layers])
         return control.Exposition(text=await asyncio.to_thread(metrics.render))
 
@@ -182,6 +206,8 @@ class Daemon:
         roster: Roster,
         enrolment: Enrolment,
         screener: Screener,
+        intake: Intake,
+        table: RoutingTable,
         listener: socket.socket,
         handlers: Handlers,
     ) -> None:
@@ -189,6 +215,7 @@ class Daemon:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._stop_on_signal())
             tasks.create_task(self._stop_on_store_failure())
+            tasks.create_task(self._report_alarms())
             tasks.create_task(self._follow_changes())
             tasks.create_task(self._resume())
             tasks.create_task(serve_control(listener, handlers))
@@ -196,6 +223,10 @@ class Daemon:
                 tasks.create_task(engine.run())
             tasks.create_task(self._zygote.run())
             tasks.create_task(screener.run())
+            tasks.create_task(intake.run())
+            tasks.create_task(table.run())
+            tasks.create_task(self._ring_breaker().run())
+            tasks.create_task(self._janitor().run())
             tasks.create_task(roster.run())
             tasks.create_task(enrolment.run())
             if self._config.gateway.listen:
@@ -203,6 +234,13 @@ class Daemon:
                     self._config, self.gateway_handlers(), clock_us, self._metrics.program_restarted
                 )
                 tasks.create_task(gateway.run())
+
+    def _ring_breaker(self) -> RingBreaker:
+        return RingBreaker(self._store, self._store.reader("rings"), clock_us)
+
+    def _janitor(self) -> Janitor:
+        retention_us = self._config.bus.retention_us
+        return Janitor(self._store, retention_us, clock_us, self._metrics.rows_deleted)
 
     async def _stop_on_signal(self) -> None:
         asked = asyncio.Event()
@@ -216,33 +254,40 @@ class Daemon:
     async def _stop_on_store_failure(self) -> None:
         raise await self._store.wait_failed()
 
+    async def _report_alarms(self) -> None:
+        """Note what the store says of itself."""
+        while True:
+            alarm = await self._store.alarms.get()
+            data = {**alarm.data, "over": alarm.over}
+            event = HealthEvent(kind=alarm.kind, detail=alarm.detail, data=data)
+            await self._store.apply_when_room(report_health, BUS, event)
+
     async def _follow_changes(self) -> None:
-        """Wake whoever has work now, let out whom a person releases, and count what happened."""
-        with self._store.changes.subscribe(None, CHANGES_MAX) as changes:
-            self._wake_all()
+        """Tell drivers what is urgent, let out whom a person releases, and count what happened."""
+        with self._store.changes.subscribe(FOLLOWED, CHANGES_MAX) as changes:
             async for change in changes:
                 match change.kind:
-                    case "delivery.ready":
-                        self._wake(change.data["agent"])
+                    case "delivery.waiting":
+                        self._urge(change.data["agent"], change.data["rank"])
                     case "delivery.parked":
                         self._due.set()
-                    case "message.published":
-                        self._metrics.published(change.data["priority"])
+                    case "messages.published":
+                        self._metrics.published(change.data["priority"], change.data["count"])
                     case "deadletter":
                         self._metrics.dead_letter(change.data["code"])
                         log.error("dead letter: %s", change.data["reason"])
-                    case "conversation.answered":
-                        lived_us = change.at_us - change.data["opened_us"]
-                        self._metrics.conversation_answered(lived_us / 1e6)
+                    case "conversations.answered":
+                        for opened_us in change.data["opened_us"]:
+                            self._metrics.conversation_answered((change.at_us - opened_us) / 1e6)
                     case "attention.answered" if change.data["delivery"] is None:
                         self._release(change.data["agent"], change.data["summary"])
                     case kind if kind == LAGGED:
-                        self._wake_all()
+                        self._due.set()
                         await self._release_answered()
 
-    def _wake(self, agent: str) -> None:
+    def _urge(self, agent: str, rank: int) -> None:
         if agent in self._drivers:
-            self._drivers[agent].wake()
+            self._drivers[agent].urge(rank)
 
     def _release(self, agent: str, answer: str) -> None:
         """The answer may be about an agent that is no longer configured, and it may be no."""
@@ -256,11 +301,6 @@ class Daemon:
         for name, driver in self._drivers.items():
             if driver.state == "quarantined" and (answer := answers.get(name)) is not None:
                 self._release(name, answer)
-
-    def _wake_all(self) -> None:
-        self._due.set()
-        for driver in self._drivers.values():
-            driver.wake()
 
     async def _resume(self) -> None:
         """Queue parked deliveries again when they are due."""
@@ -293,7 +333,7 @@ async def opened(config: Config, metrics: Metrics) -> AsyncIterator[tuple[Store,
     """The store of this instance, with the agents of the configuration and no leases; and those of
     them that the operator has retired."""
     store = await Store.open(
-        config.daemon.state / "agentd.db", clock_us=clock_us, on_commit=metrics.committed
+        config.daemon.state / DATABASE_FILE, clock_us=clock_us, on_commit=metrics.committed
     )
     try:
         registrations = [assembly.registration(agent) for agent in config.agents.values()]
@@ -360,14 +400,18 @@ async def _run(config: Config, listener: socket.socket) -> None:
             roster,
             enrolment.withheld,
         )
+        intake = Intake(store, store.reader("intake"), metrics)
         service = Service(
-            daemon, store, views, metrics, config.conversation.time_to_live_us, clock_us
+            daemon, store, intake, views, config.conversation.time_to_live_us, clock_us
         )
         upgrading = Upgrading(roster, keeping.files, store, views)
         handlers = Changing(upgrading, enrolment).add_to(service.handlers())
         deliveries = Deliveries(store.reader("deliveries"), roster, assembler.profile)
-        handlers = deliveries.add_to(handlers)
-        await daemon.run(roster, enrolment, screener, listener, handlers)
+        bus_reader = store.reader("bus")
+        table = RoutingTable(store.changes, bus_reader, roster, clock_us)
+        control_of_bus = BusControl(store, bus_reader, table, clock_us)
+        handlers = control_of_bus.add_to(deliveries.add_to(handlers))
+        await daemon.run(roster, enrolment, screener, intake, table, listener, handlers)
 
 
 async def _remove_unused_components(config: Config, keeping: Keeping, views: Views) -> None:
@@ -386,6 +430,7 @@ def run(config: Config) -> int:
     """Run in the foreground until SIGTERM or SIGINT. Returns the exit status."""
     configure_logging(config.daemon.log, config.daemon.log_level)
     os.umask(PRIVATE_UMASK)
+    sys.setswitchinterval(SWITCH_SECONDS)
     status = 0
     try:
         config.daemon.socket.parent.mkdir(parents=True, exist_ok=True)

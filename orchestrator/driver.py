@@ -17,7 +17,6 @@ started with another configuration.
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -26,8 +25,10 @@ import msgspec
 from ipc_protocol.control import AgentComponent, AgentStatus, OnProbation
 from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.values import LayerReport
+from ipc_protocol.work import Setting
 from orchestrator.bus.attention import RaiseAttention, raise_attention
-from orchestrator.bus.leasing import Lease, Leased, lease_next
+from orchestrator.bus.handing import Leased
+from orchestrator.bus.leasing import Grant, grant
 from orchestrator.bus.observations import HealthEvent, report_health
 from orchestrator.bus.routing import BUS
 from orchestrator.bus.versions import Version
@@ -57,9 +58,6 @@ log = logging.getLogger(__name__)
 
 FULL_DISK_SECONDS: Final = 1.0
 """Between two looks whether the disk has room again."""
-
-SEED_BITS: Final = 63
-"""A seed is an integer of the store."""
 
 ZYGOTE_DEATHS_MAX: Final = 3
 """Under one start of a successor or of a rehearsal. Something else is wrong after that."""
@@ -186,8 +184,12 @@ class Driver:
         )
 
     def wake(self) -> None:
-        """A delivery may be ready to be leased."""
+        """There is something else to do than to wait for a delivery."""
         self._awake.set()
+
+    def urge(self, rank: int) -> None:
+        """Something of class `rank` waits behind what its worker holds."""
+        self._lane.urge(rank)
 
     def hold(self) -> None:
         """Before `run`: stay in the quarantine in which the daemon was stopped."""
@@ -372,28 +374,39 @@ class Driver:
         return died, f"Its worker ended ({words})."
 
     async def _drive(self, incarnation: Incarnation) -> None:
-        """Lease and handle until the worker is gone, or another is to follow it.
+        """Hand over what is leased until the worker is gone, or another is to follow it.
 
         Raises `Failure` when it goes with a delivery in its hands.
         """
-        worker = incarnation.worker
-        while not worker.connection.closed and not self._is_followed:
-            self._awake.clear()
+        worker, lane = incarnation.worker, self._lane
+        granted = 0
+        with self._store.receiving(incarnation.name, self._take):
             try:
-                leased = await self._lease(incarnation)
-            except Failure as failure:
-                if failure.code != "store.full":
-                    raise
-                # What is queued waits until there is room again.
-                await asyncio.sleep(FULL_DISK_SECONDS)
-                continue
-            if leased is None:
-                await self._idle(incarnation)
-            else:
-                self._handling, trial = True, self._trial.is_on
-                ending = await self._lane.handle(worker, incarnation.name, leased, trial=trial)
-                self._handling = False
-                await self._trial.ended(ending)
+                while not worker.connection.closed and not self._is_followed:
+                    self._awake.clear()
+                    if granted != lane.window and not await self._grant(incarnation):
+                        continue
+                    granted = lane.window
+                    if lane.waits:
+                        await self._idle(incarnation)
+                        continue
+                    trial = self._trial.is_on
+                    if batch := await lane.next_batch(incarnation.name, trial=trial):
+                        self._handling = True
+                        ending = await lane.handle(worker, incarnation.name, batch, trial=trial)
+                        self._handling = False
+                        await self._trial.ended(ending)
+            finally:
+                await lane.settle()
+                lane.drop()
+                # What it has not begun goes to the one that follows it; on a full disk that one
+                # gives it back, or the next start of the daemon.
+                with contextlib.suppress(Failure):
+                    await self._incarnations.give_back(incarnation.name)
+
+    def _take(self, leased: Leased) -> None:
+        self._lane.take(leased)
+        self._awake.set()
 
     async def _idle(self, incarnation: Incarnation) -> None:
         """Until there may be work, the worker is gone, or its probation may be over."""
@@ -404,17 +417,28 @@ class Driver:
                 await first_of(self._awake.wait(), incarnation.worker.connection.wait_closed())
         await self._trial.time_passed()
 
-    async def _lease(self, incarnation: Incarnation) -> Leased | None:
-        await self._incarnations.give_back_unreturned()
-        request = Lease(
+    async def _grant(self, incarnation: Incarnation) -> bool:
+        """Let it hold as many deliveries as it is worth. False while the disk is full: then what is
+        queued waits."""
+        request = Grant(
             agent=self.name,
             incarnation=incarnation.name,
-            seed=secrets.randbits(SEED_BITS),
-            loop=incarnation.ready.loop,
-            prompts=self._prompts,
-            component=incarnation.component,
+            window=self._lane.window,
+            setting=Setting(
+                loop=incarnation.ready.loop,
+                component=incarnation.component,
+                prompts=self._prompts,
+            ),
         )
-        return await self._store.apply(lease_next, BUS, request)
+        try:
+            await self._incarnations.give_back_unreturned()
+            await self._store.apply(grant, BUS, request)
+        except Failure as failure:
+            if failure.code != "store.full":
+                raise
+            await asyncio.sleep(FULL_DISK_SECONDS)
+            return False
+        return True
 
     async def _refuse(self, failure: Failure) -> None:
         """Wait until another version comes. Nobody is asked whether to try again: what is wrong

@@ -2,8 +2,7 @@
 
 The order of every effect: find it in the journal, or check the budget, do it, write it down, then
 answer. Authority lies here. The worker names what it wants; who it is, what it may and what it has
-spent come from the configuration and the journal.
-"""
+spent come from the configuration and the journal."""
 
 import contextlib
 from collections.abc import Callable
@@ -40,14 +39,16 @@ from orchestrator.budget import Allowance, Spent, over
 from orchestrator.bus.journal import Append, append_journal, read_journal
 from orchestrator.bus.store_effects import PerformInStore, StoreEffect, perform_in_store
 from orchestrator.bus.tasks import tasks_of
+from orchestrator.bus.tool_calls import calls_in_flight
 from orchestrator.config.types import AgentConfig, Interface
 from orchestrator.engines import EmbeddingEngine, LanguageEngine
+from orchestrator.failpoints import reach
 from orchestrator.metrics import Metrics
 from orchestrator.preferences import Preferences
 from orchestrator.store import memory
 from orchestrator.store.reader import Reader
 from orchestrator.store.store import Store
-from orchestrator.tools.catalogue import CATALOGUE
+from orchestrator.tool_calling import ToolCaller
 from orchestrator.tools.tool import NeedsPerson, ToolContext
 
 REFUSALS: Final = frozenset(
@@ -135,7 +136,7 @@ class Effects:
         self._preferences = preferences
         self._weight = preference_weight
         self._embedding = embedding
-        self._tools = tools(self)
+        self._caller = ToolCaller(agent.name, store, reader, tools(self))
         self._metrics = metrics
         self._clock_us = clock_us
         self._allowance = Allowance(
@@ -171,6 +172,7 @@ class Effects:
             done = await self._perform_in_store(attempt, step, effect)
         else:
             done = await self._perform_outside(attempt, step, effect)
+        reach("effect.journaled")
         attempt.spent = attempt.spent.plus(
             tool=isinstance(effect, UseTool),
             tokens=done.tokens,
@@ -182,6 +184,7 @@ class Effects:
     async def _perform_outside(self, attempt: Attempt, step: int, effect: OutsideEffect) -> _Done:
         started_us = self._clock_us()
         done = await self._do(attempt, step, effect)
+        reach("effect.performed")
         entry = Append(
             delivery=attempt.delivery,
             incarnation=attempt.incarnation,
@@ -245,7 +248,11 @@ class Effects:
     async def _do(self, attempt: Attempt, step: int, effect: OutsideEffect) -> _Done:
         tool, infer = isinstance(effect, UseTool), isinstance(effect, Infer)
         reason = over(attempt.spent, self._allowance, tool=tool, infer=infer)
-        if reason is not None:
+        # No budget changes what has begun already, and the agent has to know of it.
+        begun = isinstance(effect, UseTool) and await self._caller.has_begun(
+            attempt.delivery, step, effect
+        )
+        if reason is not None and not begun:
             return _Done(Refused(code="work.budget", message=reason))
         try:
             return await self._act(attempt, step, effect)
@@ -266,7 +273,7 @@ class Effects:
                 memories = await self.recall(effect.query, min(effect.limit, RECALLED_MAX))
                 return _Done(Recalled(memories=memories))
             case UseTool():
-                return await self._use_tool(step, effect)
+                return await self._use_tool(attempt, step, effect)
             case Note():
                 return _Done(Noted())
         assert_never(effect)
@@ -328,9 +335,13 @@ class Effects:
         tasks = await self._reader.view(tasks_of, self._agent.name, unfinished=True)
         return [task.id for task in tasks]
 
-    async def _use_tool(self, step: int, effect: UseTool) -> _Done:
+    async def calls_in_flight(self) -> frozenset[str]:
+        """The keys of the agent's tool calls of which nobody knows yet what came of them."""
+        return await self._reader.view(calls_in_flight, self._agent.name)
+
+    async def _use_tool(self, attempt: Attempt, step: int, effect: UseTool) -> _Done:
         began_us = self._clock_us()
-        outcome = await CATALOGUE.run(effect.name, effect.arguments, self._tools)
+        outcome = await self._caller.call(attempt.delivery, attempt.incarnation, step, effect)
         if isinstance(outcome, NeedsPerson):
             raise NeedsAnswer(step, effect, outcome.question)
         took_us = max(0, self._clock_us() - began_us)

@@ -252,6 +252,7 @@ class Enrolment:
         """Wait until an agent has nothing to do. Raises `agent.unfinished`."""
         over = self._over[name]
         with self._store.changes.subscribe(ENDS, CHANGES_MAX) as changes:
+            await self._store.settle()
             while True:
                 undone = await self._views.undone(name)
                 if not undone.pending or over.is_set():
@@ -287,6 +288,7 @@ class Enrolment:
     async def _nothing_left(self, name: str) -> None:
         """Wait until an agent has nothing to do, nor anything that may become work."""
         with self._store.changes.subscribe(ENDS, CHANGES_MAX) as changes:
+            await self._store.settle()
             while (await self._views.undone(name)) != NOTHING_UNDONE:
                 await anext(changes)
 

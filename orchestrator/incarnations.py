@@ -59,6 +59,7 @@ class Incarnations:
         agent: str,
         fork: Callable[[int], Fork],
         profile: Callable[[], AgentProfile],
+        echo: list[str] | None,
         versions: ComponentVersions | None,
         handlers: Handlers,
         *,
@@ -70,6 +71,7 @@ class Incarnations:
         self._agent = agent
         self._fork = fork
         self._profile = profile
+        self._echo = echo
         self._versions = versions
         self._handlers = handlers
         self._store = store
@@ -86,7 +88,7 @@ class Incarnations:
         """
         name, began_us = f"{self._agent}.{secrets.token_hex(8)}", self._clock_us()
         async with contextlib.AsyncExitStack() as stack:
-            start, native = WorkerStart(profile=self._profile()), None
+            start, native = WorkerStart(profile=self._profile(), echo=self._echo), None
             if component:
                 assert self._versions is not None
                 ready = await self._versions.ready(component, on_progress)

@@ -1,33 +1,41 @@
-"""The lane of one agent: one delivery at a time, from the lease to what becomes of it.
+"""The lane of one agent: its deliveries in order, from the hand-over to what becomes of them.
 
-A delivery in the worker's hands ends in exactly one of five ways: its completion is applied; an
-effect parks it; the worker dies of it, or hangs; something that passes is in the way, and it is
-tried again; or it is refused for good, as is whatever a worker sends that cannot be applied.
+They go to the worker in batches, one of which it works on at a time. Of each delivery in its hands
+comes exactly one of five things: its completion is applied; an effect parks it; the worker dies of
+it, or hangs; something that passes is in the way, and it is tried again; or it is refused for good,
+as is whatever a worker sends that cannot be applied. What the worker has not begun then is queued
+again.
 
 A component that traps, or uses up what one call may have, is the death of its worker: the worker
-says so, and is then of no more use. What it said is kept for the trace.
+says so, and is then of no more use. What it said is kept for the trace. Where a worker dies with
+several deliveries in its hands and says nothing, nobody knows which one it was: none of them is
+blamed, and each is then tried alone.
 
 A worker on probation is on trial, and not what it is given: what it dies of, or uses up a budget
 with, goes back to the queue as it came.
+
+Something more urgent parks the delivery in work before its next effect, and at once where that is
+a question to the model: it resumes from its journal, which loses at most that answer.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable
-from typing import Final, Literal
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import msgspec
 
 from ipc_protocol.aio import Call
 from ipc_protocol.errors import Failure
 from ipc_protocol.methods import WORKER_HANDLE
+from ipc_protocol.values import PRIORITIES
 from ipc_protocol.work import (
-    Completion,
     Effect,
     EffectRequest,
     EffectResult,
     EmitHealth,
+    Finished,
     Infer,
     Note,
     Phase,
@@ -35,31 +43,38 @@ from ipc_protocol.work import (
     Refused,
     UseTool,
     Weigh,
+    Work,
 )
+from orchestrator.applying import PASSING, Applying
+from orchestrator.batch import REASONS, Batch, Ending, EndingKind, Interruption
+from orchestrator.budget import Spent
 from orchestrator.bus.attention import RequestAttention, request_attention
-from orchestrator.bus.completion import Complete, complete, require_limits
-from orchestrator.bus.leasing import Fail, Leased, Park, fail, park
+from orchestrator.bus.handing import GivenBack, Leased
+from orchestrator.bus.leasing import GiveWay, Park, Release, give_way, park, release
 from orchestrator.bus.observations import Span, record_span
 from orchestrator.bus.routing import BUS
 from orchestrator.deaths import TRAPS, Trap, cause_of_death
 from orchestrator.effects import Attempt, Effects, NeedsAnswer
 from orchestrator.engines import EmbeddingEngine
+from orchestrator.failpoints import reach
 from orchestrator.metrics import Metrics
+from orchestrator.pace import BATCH_BYTES_MAX, BATCH_MAX, Pace
 from orchestrator.store.store import Store
 from orchestrator.supervision.hang import WORKER_PATIENCE_US
-from orchestrator.turn import TURN, Turn
+from orchestrator.turn import TURN
 from orchestrator.workers import Worker
 
 log = logging.getLogger(__name__)
-
-PASSING: Final = frozenset({"store.full", "inference.busy"})
-"""Failures of the daemon's own side that are nobody's fault and pass."""
 
 RETRY_US: Final = 1_000_000
 """Until a delivery is tried again that such a failure has stopped."""
 
 TOOL_SECONDS_MAX: Final = 10.0
 """A tool that has not come to its end by then hangs, as one on a dead network mount may."""
+
+PREEMPTIONS_MAX: Final = 3
+"""How often one delivery gives way to something more urgent. Each time may cost it an answer of the
+model, and it has to come to an end."""
 
 DIVERGED: Final = "journal.mismatch"
 
@@ -68,75 +83,12 @@ OVER_BUDGET: Final = "work.budget"
 TRAP_SPAN: Final = "trap"
 """The name of the span that keeps such an answer beside its delivery."""
 
-Interruption = Literal["parked", "hung", "withdrawn"]
-"""What ends an attempt before the worker has: an effect that waits for a person, a worker that does
-nothing, or one that takes an effect back, which only its own death excuses."""
-
-
-EndingKind = Literal["completed", "parked", "retried", "refused"]
-
 LINE_CODES: Final = "protocol."
 """How the failures of the line itself begin: they are no answer."""
 
 
-class Ending(msgspec.Struct, frozen=True):
-    """How a delivery left the hands of a worker that lives."""
-
-    kind: EndingKind
-    condition: EmitHealth | None = None
-    """What the agent said of itself meanwhile, if that was not good."""
-
-    left: bool = False
-    """The worker was left in the middle of it: what it waited for failed, or will be long."""
-
-    exceeded: str = ""
-    """Which of its budgets the delivery has used up, in words."""
-
-
-class _Work(msgspec.Struct):
-    """The delivery in the worker's hands."""
-
-    worker: Worker
-    leased: Leased
-    attempt: Attempt
-    interrupted: "asyncio.Future[Interruption]"
-    over: asyncio.Event
-    """Nobody waits for its effects any more."""
-    began_us: int
-    phase_us: int
-    trial: bool = False
-    """The worker is on probation: what it fails at is not held against the delivery."""
-    answered: bool = False
-    """The worker itself has said how it ended."""
-    condition: EmitHealth | None = None
-    phase: Phase | None = None
-    turn: Turn = "working"
-    obstacle: Failure | None = None
-    """What an effect met that is not the worker's doing."""
-    exceeded: str = ""
-    """What it was refused for having used up a budget."""
-    tool: "asyncio.Task[EffectResult] | None" = None
-    """A tool call under way. It goes on when the worker dies, until it is written down."""
-    timer: asyncio.TimerHandle | None = None
-
-    def interrupt(self, why: Interruption) -> None:
-        if not self.interrupted.done():
-            self.interrupted.set_result(why)
-        self.turn = TURN.after(self.turn, "end")
-
-    @property
-    def hung(self) -> bool:
-        return self.interrupted.done() and self.interrupted.result() == "hung"
-
-
-_REASONS: Final[dict[Interruption, str]] = {
-    "hung": f"The worker did nothing for {WORKER_PATIENCE_US / 1e6:g} s.",
-    "withdrawn": "The worker took back an effect that it had asked for.",
-}
-
-
 class Lane:
-    """Handles the deliveries of one agent, one at a time."""
+    """Handles the deliveries of one agent, one after the other."""
 
     def __init__(
         self,
@@ -151,175 +103,274 @@ class Lane:
         self._agent = agent
         self._store = store
         self._effects = effects
-        self._embedding = embedding
         self._metrics = metrics
         self._clock_us = clock_us
-        self._work: _Work | None = None
+        self._work: Batch | None = None
+        self._arrived: deque[Leased] = deque()  # bound: the credit of its worker
+        self._urgent: int | None = None
+        """The class of the most urgent that waits behind what is leased."""
+        self._pace = Pace()
+        self._suspects = 0
+        """Deliveries one of which a worker may have died of: so many are tried alone."""
+        self._preempted: dict[int, int] = {}
+        """How often those have given way that are not done; bound: what an agent may be given."""
+        self._applying = Applying(
+            agent, store=store, embedding=embedding, metrics=metrics, clock_us=clock_us
+        )
 
     # -- for reading
 
     @property
     def delivery(self) -> int | None:
-        return None if self._work is None else self._work.attempt.delivery
+        return None if self._work is None else self._work.delivery.delivery
 
     @property
     def phase(self) -> str:
         return "" if self._work is None else self._work.phase or ""
 
-    # -- one delivery
+    @property
+    def window(self) -> int:
+        """How many deliveries it is worth to have at hand."""
+        return 1 if self._suspects else self._pace.window
+
+    @property
+    def waits(self) -> bool:
+        """It has nothing to hand over."""
+        return not self._arrived
+
+    # -- what is leased
+
+    def take(self, leased: Leased | GivenBack) -> None:
+        """One more, which goes to the worker in its turn; or none of those that have come."""
+        if isinstance(leased, GivenBack):
+            self.drop()
+        else:
+            self._arrived.append(leased)
+
+    def drop(self) -> None:
+        """Forget what has not gone to the worker; its lease is given back."""
+        self._arrived.clear()
+        self._urgent = None
+
+    async def next_batch(self, incarnation: str, *, trial: bool) -> list[Leased]:
+        """Those that go to the worker in one frame now; none where others will come for them.
+
+        On `trial` they go one by one, so that each is counted for or against its version.
+        """
+        if self._urgent is not None:
+            # Something more urgent is queued. It comes first when all of these are queued too.
+            self._urgent = None
+            await self.settle()
+            unbegun = Release(incarnation=incarnation)
+            await self._store.apply_when_room(release, BUS, unbegun)
+        return self._batch(alone=trial) if self._arrived else []
+
+    def _batch(self, *, alone: bool) -> list[Leased]:
+        arrived = self._arrived
+        first = arrived.popleft()
+        batch, size = [first], len(first.delivery.payload)
+        alone = alone or self._suspects > 0 or _goes_alone(first)
+        while arrived and not alone and len(batch) < BATCH_MAX:
+            following = arrived[0]
+            size += len(following.delivery.payload)
+            if (
+                following.setting is not first.setting
+                or _goes_alone(following)
+                or size > BATCH_BYTES_MAX
+            ):
+                break
+            batch.append(arrived.popleft())
+        return batch
+
+    # -- one batch
 
     async def handle(
-        self, worker: Worker, incarnation: str, leased: Leased, *, trial: bool = False
+        self, worker: Worker, incarnation: str, batch: Sequence[Leased], *, trial: bool = False
     ) -> Ending:
-        """See one delivery to its end. Raises `Failure` when the worker is of no more use.
+        """See deliveries of one setting to their end. Raises `Failure` when the worker is of no
+        more use.
 
-        With `trial`, its death and its spending are not held against the delivery.
+        The completions of several may still be under way when it returns; `settle` waits for them.
+        With `trial`, its death and its spending are not held against a delivery.
         """
-        handle, envelope = leased.handle, leased.handle.envelope
-        attempt = Attempt(
-            delivery=handle.delivery,
-            incarnation=incarnation,
-            priority=envelope.priority,
-            message=envelope.payload.decode(errors="replace"),
-            evidence=handle.beginning.evidence,
-            spent=leased.spent,
-        )
         interrupted: asyncio.Future[Interruption] = asyncio.get_running_loop().create_future()
         now_us = self._clock_us()
-        work = self._work = _Work(
+        work = self._work = Batch(
             worker,
-            leased,
-            attempt,
+            incarnation,
+            batch,
             interrupted,
+            asyncio.Event(),
             asyncio.Event(),
             began_us=now_us,
             phase_us=now_us,
+            sign_us=now_us,
             trial=trial,
         )
         self._expect_progress(work)
+        reach("lease.handed")
         try:
             kind = await self._see_through(work)
+            if trial or len(batch) == 1:
+                await self.settle()
             left = kind == "parked" or work.obstacle is not None
-            return Ending(kind, work.condition, left, work.exceeded)
+            return Ending(kind, work.at, work.condition, left, work.exceeded)
         finally:
             await self._end_turn(work)
             work.over.set()
+            work.moved.set()
             self._work = None
 
-    async def _see_through(self, work: _Work) -> EndingKind:
+    async def settle(self) -> None:
+        """Return when what the worker has completed is applied."""
+        await self._applying.settle()
+
+    async def _see_through(self, work: Batch) -> EndingKind:
         try:
-            completion = await self._completion(work)
+            why = await self._followed(work)
         except Failure as failure:
             await self._end_turn(work)
-            met = work.obstacle
-            if met is None and work.answered and failure.code in TRAPS:
-                await self._trapped(work, failure)
-                raise
-            if not work.answered and (work.worker.connection.closed or work.hung):
-                await self._died(work)
-                raise
-            return await self._refuse_or_retry(work, met or failure, own=met is not None)
+            return await self._failed(work, failure)
         await self._end_turn(work)
-        if completion is None:
+        if why == "parked":
             return "parked"
-        try:
-            await self._apply(work, completion)
-        except Failure as failure:
-            return await self._refuse_or_retry(work, failure, own=True)
-        except Exception as error:
-            # Whatever a worker sends must not end more than its own delivery.
-            log.exception("a completion of %s could not be applied", self._agent)
-            refused = Failure("work.refused", f"{type(error).__name__}: {error}.")
-            return await self._refuse_or_retry(work, refused, own=True)
+        self._suspects = max(0, self._suspects - len(work.deliveries))
         return "completed"
 
-    async def _completion(self, work: _Work) -> Completion | None:
-        """What the worker makes of it; None when it was parked. Raises `Failure`."""
-        line = work.worker.connection
-        call = asyncio.ensure_future(line.call(WORKER_HANDLE, work.leased.handle))
+    async def _followed(self, work: Batch) -> Interruption | None:
+        """Take what the worker makes of the batch; why not, where it is parked. Raises
+        `Failure`."""
+        following = asyncio.create_task(self._follow(work))
         try:
-            await asyncio.wait((call, work.interrupted), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((following, work.interrupted), return_when=asyncio.FIRST_COMPLETED)
             if not work.interrupted.done():
-                return _answer(work, call)
+                following.result()
+                return None
             why = work.interrupted.result()
             if why == "parked":
-                return None
-            raise Failure("work.refused", _REASONS[why])
+                return why
+            raise Failure("work.refused", REASONS[why])
         finally:
-            call.cancel()
-            await asyncio.gather(call, return_exceptions=True)
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
-    async def _end_turn(self, work: _Work) -> None:
+    async def _follow(self, work: Batch) -> None:
+        order = Work(
+            setting=work.deliveries[0].setting,
+            deliveries=[each.delivery for each in work.deliveries],
+        )
+        try:
+            async with work.worker.connection.stream(WORKER_HANDLE, order) as response:
+                async for done in response:
+                    self._take(work, done.finished)
+                await response.result()
+        except Failure as failure:
+            # What it has answered counts even if it went away right after it.
+            work.answered = not failure.code.startswith(LINE_CODES)
+            raise
+        if work.at < len(work.deliveries):
+            raise Failure("work.refused", "The worker has left deliveries out.")
+
+    def _take(self, work: Batch, finished: Sequence[Finished]) -> None:
+        """The worker has completed these, which are the next ones."""
+        reach("completion.received")
+        expected = work.deliveries[work.at : work.at + len(finished)]
+        if [each.delivery for each in finished] != [each.delivery.delivery for each in expected]:
+            raise Failure("work.refused", "The worker has completed what was not its turn.")
+        if not finished:
+            return
+        now_us = self._clock_us()
+        self._pace = self._pace.after(len(finished), max(0, now_us - work.sign_us) / 1e6)
+        work.sign_us = now_us
+        self._enter_phase(work, None)
+        work.at += len(finished)
+        work.attempt = None
+        work.moved.set()
+        for each in finished:
+            self._preempted.pop(each.delivery, None)
+        self._applying.add(work.incarnation, expected, finished)
+        self._stop_expecting(work)
+        self._expect_progress(work)
+
+    async def _end_turn(self, work: Batch) -> None:
         """Take nothing more from the worker, and wait for a tool that has begun: a retry has to
         find it done."""
         work.turn = TURN.after(work.turn, "end")
         self._stop_expecting(work)
-        if work.tool is not None and not work.tool.done():
-            await asyncio.wait((work.tool,), timeout=TOOL_SECONDS_MAX)
-            work.tool.cancel()
-            await asyncio.gather(work.tool, return_exceptions=True)
-
-    async def _apply(self, work: _Work, completion: Completion) -> None:
-        require_limits(completion)
-        memories = [f"{entry.text} {entry.lesson}" for entry in completion.memories]
-        vectors: list[bytes | None] = []
-        if memories:
-            # A memory without a vector is still found by its words.
-            with contextlib.suppress(Failure):
-                vectors.extend(await self._embedding.embed(memories))
-        attempt = work.attempt
-        request = Complete(
-            delivery=attempt.delivery,
-            incarnation=attempt.incarnation,
-            completion=completion,
-            vectors=vectors,
-        )
-        completed = await self._store.apply(complete, self._agent, request)
-        self._enter_phase(work, None)
-        if completed.state == "done":
-            seconds = (self._clock_us() - work.leased.handle.envelope.sent_us) / 1e6
-            self._metrics.delivery_done(self._agent, attempt.priority, completion.outcome, seconds)
+        performing = work.performing
+        if performing is not None and not performing.done():
+            if work.tool:
+                await asyncio.wait((performing,), timeout=TOOL_SECONDS_MAX)
+            performing.cancel()
+            await asyncio.gather(performing, return_exceptions=True)
 
     # -- when it does not come to a completion
 
-    async def _died(self, work: _Work) -> None:
-        """Count the death, if it was the worker's own, and queue the delivery in its place."""
-        component = bool(work.leased.handle.beginning.component)
-        own, reason = await cause_of_death(work.worker, hung=work.hung, component=component)
-        await self._end(work, reason, worker_died=own and not work.trial, final=False)
+    async def _failed(self, work: Batch, failure: Failure) -> EndingKind:
+        """Of the delivery in work. Raises `failure` where the worker is of no more use."""
+        await self.settle()
+        met = work.obstacle
+        if met is None and work.answered and failure.code in TRAPS:
+            await self._trapped(work, failure)
+            raise failure
+        if not work.answered and (work.worker.connection.closed or work.hung):
+            await self._died(work)
+            raise failure
+        return await self._refuse_or_retry(work, met or failure, own=met is not None)
 
-    async def _trapped(self, work: _Work, failure: Failure) -> None:
+    async def _died(self, work: Batch) -> None:
+        """Count the death, if it was the worker's own, and queue the delivery in its place."""
+        component = bool(work.leased.setting.component)
+        own, reason = await cause_of_death(work.worker, hung=work.hung, component=component)
+        if work.behind:
+            # It may have been one that it had done and not told of, or the one behind that.
+            if own:
+                self._suspects = len(work.behind) + 1
+            own = False
+        await self._applying.end(
+            work.leased, work.incarnation, reason, worker_died=own and not work.trial, final=False
+        )
+
+    async def _trapped(self, work: Batch, failure: Failure) -> None:
         """The same for a death that the worker explains, with all that it says."""
         trap = Trap.of(failure)
         log.warning("worker/%s: %s %s\n%s", self._agent, trap.code, trap.message, trap.backtrace)
         self._metrics.component_trapped(self._agent, trap.code)
         span = Span(
             name=TRAP_SPAN,
-            delivery=work.attempt.delivery,
+            delivery=work.delivery.delivery,
             started_us=work.began_us,
             finished_us=max(work.began_us, self._clock_us()),
             data={
                 **msgspec.structs.asdict(trap),
-                "component": work.leased.handle.beginning.component,
+                "component": work.leased.setting.component,
             },
         )
         await self._store.apply_when_room(record_span, BUS, span)
-        await self._end(work, trap.message, worker_died=not work.trial, final=False)
+        await self._applying.end(
+            work.leased,
+            work.incarnation,
+            trap.message,
+            worker_died=not work.trial,
+            final=False,
+        )
 
-    async def _refuse_or_retry(self, work: _Work, failure: Failure, *, own: bool) -> EndingKind:
+    async def _refuse_or_retry(self, work: Batch, failure: Failure, *, own: bool) -> EndingKind:
         """Park what met an obstacle that passes; give up what can never be, unless another version
         may do it with less."""
         if work.trial and work.exceeded:
-            await self._end(work, str(failure), worker_died=False, final=False)
+            await self._applying.end(work.leased, work.incarnation, str(failure), final=False)
             return "retried"
         if not (own and failure.code in PASSING):
             # A component may depend on memory of its own, which its worker's death has taken.
-            anew = failure.code == DIVERGED and bool(work.leased.handle.beginning.component)
-            await self._end(work, str(failure), worker_died=False, final=True, anew=anew)
+            anew = failure.code == DIVERGED and bool(work.leased.setting.component)
+            await self._applying.end(
+                work.leased, work.incarnation, str(failure), final=True, anew=anew
+            )
             return "refused"
         again = Park(
-            delivery=work.attempt.delivery,
-            incarnation=work.attempt.incarnation,
+            delivery=work.delivery.delivery,
+            incarnation=work.incarnation,
             reason="retry",
             until_us=self._clock_us() + RETRY_US,
             on=str(failure),
@@ -328,41 +379,52 @@ class Lane:
         await self._store.apply_when_room(park, BUS, again)
         return "retried"
 
-    async def _end(
-        self, work: _Work, error: str, *, worker_died: bool, final: bool, anew: bool = False
-    ) -> None:
-        ended = Fail(
-            delivery=work.attempt.delivery,
-            incarnation=work.attempt.incarnation,
-            error=error,
-            worker_died=worker_died,
-            final=final,
-            anew=anew,
+    # -- something more urgent
+
+    def urge(self, rank: int) -> None:
+        """Something of class `rank` waits behind what the worker holds."""
+        self._urgent = rank if self._urgent is None else min(rank, self._urgent)
+        work = self._work
+        if work is None:
+            return
+        if self._gives_way(work) and work.performing is not None and not work.tool:
+            # Nothing has come of it yet that would be lost, but an answer of the model.
+            work.performing.cancel()
+
+    def _gives_way(self, work: Batch) -> bool:
+        delivery = work.delivery
+        return (
+            self._urgent is not None
+            and self._urgent < delivery.rank
+            and self._preempted.get(delivery.delivery, 0) < PREEMPTIONS_MAX
         )
-        state = await self._store.apply_when_room(fail, BUS, ended)
-        if state == "dead":
-            seconds = (self._clock_us() - work.leased.handle.envelope.sent_us) / 1e6
-            self._metrics.delivery_done(self._agent, work.attempt.priority, "dead", seconds)
-        else:
-            self._metrics.delivery_retried(self._agent)
+
+    async def _preempt(self, work: Batch) -> None:
+        """Park what it works on: it is queued again, behind what is more urgent."""
+        delivery = work.delivery.delivery
+        self._preempted[delivery] = self._preempted.get(delivery, 0) + 1
+        yielding = GiveWay(incarnation=work.incarnation, delivery=delivery)
+        await self._store.apply_when_room(give_way, BUS, yielding)
+        work.interrupt("parked")
 
     # -- effects
 
     async def on_effect(self, request: EffectRequest, call: Call) -> EffectResult:
         """Serve `work.effect` on the worker's line: one at a time, while it is its turn."""
         work = self._work
-        if (
-            work is None
-            or call.connection is not work.worker.connection
-            or work.attempt.delivery != request.delivery
-            or work.turn == "ended"
-        ):
-            raise Failure(
-                "work.unknown-delivery", f"Delivery {request.delivery} is not in your hands."
-            )
+        if work is None or call.connection is not work.worker.connection:
+            raise _not_in_hand(request.delivery)
+        place = work.place_of(request.delivery)
+        while place is not None and place > work.at and work.turn != "ended":
+            # What it has completed before is on the same line, and read by another task.
+            work.moved.clear()
+            await work.moved.wait()
+        if place != work.at or work.turn == "ended":
+            raise _not_in_hand(request.delivery)
         if work.turn == "performing":
             raise Failure("request.invalid", "An effect is under way.", "Ask one at a time.")
         work.turn = TURN.after(work.turn, "ask")
+        await self.settle()  # it may read what the ones before it have written
         self._stop_expecting(work)
         self._enter_phase(work, _phase_of(request.effect, work.phase))
         try:
@@ -376,25 +438,47 @@ class Lane:
             work.turn = TURN.after(work.turn, "answer")
             self._expect_progress(work)
 
-    async def _perform(self, work: _Work, request: EffectRequest) -> EffectResult:
+    async def _perform(self, work: Batch, request: EffectRequest) -> EffectResult:
         try:
-            performing = self._effects.perform(work.attempt, request)
-            if not isinstance(request.effect, UseTool):
-                return await performing
-            work.tool = asyncio.create_task(performing)
-            return await asyncio.shield(work.tool)
+            if self._gives_way(work):
+                return await self._parked(work, self._preempt(work), "It gives way.")
+            work.tool = isinstance(request.effect, UseTool)
+            work.performing = asyncio.create_task(
+                self._effects.perform(self._attempt(work), request)
+            )
+            await asyncio.wait((work.performing,))
+            if work.performing.cancelled() and self._gives_way(work):
+                return await self._parked(work, self._preempt(work), "It gives way.")
+            return work.performing.result()
         except NeedsAnswer as question:
-            await self._ask_person(work, question)
-            # The worker is told to let go of the delivery, not that its effect has failed.
-            await work.over.wait()
-            raise Failure("request.cancelled", "The delivery waits for a person.") from question
+            asking = self._ask_person(work, question)
+            return await self._parked(work, asking, "The delivery waits for a person.")
         except Failure as failure:
             work.obstacle = failure
             if failure.code == OVER_BUDGET:
                 work.exceeded = failure.problem.message
             raise
 
-    def _listen(self, work: _Work, effect: Effect, result: EffectResult) -> None:
+    def _attempt(self, work: Batch) -> Attempt:
+        if work.attempt is None:
+            delivery = work.delivery
+            work.attempt = Attempt(
+                delivery=delivery.delivery,
+                incarnation=work.incarnation,
+                priority=PRIORITIES[delivery.rank],
+                message=delivery.payload.decode(errors="replace"),
+                evidence=delivery.evidence,
+                spent=work.leased.spent,
+            )
+        return work.attempt
+
+    async def _parked(self, work: Batch, parking: Awaitable[None], why: str) -> EffectResult:
+        """The worker is told to let go of the delivery, not that its effect has failed."""
+        await parking
+        await work.over.wait()
+        raise Failure("request.cancelled", why)
+
+    def _listen(self, work: Batch, effect: Effect, result: EffectResult) -> None:
         """Remember what an agent says of itself that is not good, and what it wants too much of."""
         if isinstance(result, Refused):
             if result.code == OVER_BUDGET:
@@ -402,13 +486,13 @@ class Lane:
         elif isinstance(effect, EmitHealth):
             work.condition = work.condition if effect.condition == "healthy" else effect
 
-    async def _ask_person(self, work: _Work, question: NeedsAnswer) -> None:
+    async def _ask_person(self, work: Batch, question: NeedsAnswer) -> None:
         await self._store.apply_when_room(
             request_attention,
             self._agent,
             RequestAttention(
-                delivery=work.attempt.delivery,
-                incarnation=work.attempt.incarnation,
+                delivery=work.delivery.delivery,
+                incarnation=work.incarnation,
                 step=question.step,
                 effect=question.effect,
                 question=question.question,
@@ -416,7 +500,7 @@ class Lane:
         )
         work.interrupt("parked")
 
-    def _enter_phase(self, work: _Work, phase: Phase | None) -> None:
+    def _enter_phase(self, work: Batch, phase: Phase | None) -> None:
         if phase == work.phase:
             return
         now_us = self._clock_us()
@@ -426,12 +510,12 @@ class Lane:
 
     # -- hanging: only between an answer to the worker and its next sign of life
 
-    def _expect_progress(self, work: _Work) -> None:
+    def _expect_progress(self, work: Batch) -> None:
         if work.turn == "working":
             loop = asyncio.get_running_loop()
             work.timer = loop.call_later(WORKER_PATIENCE_US / 1e6, work.interrupt, "hung")
 
-    def _stop_expecting(self, work: _Work) -> None:
+    def _stop_expecting(self, work: Batch) -> None:
         if work.timer is not None:
             work.timer.cancel()
             work.timer = None
@@ -445,10 +529,11 @@ def _phase_of(effect: Effect, before: Phase | None) -> Phase:
             return before or "act"
 
 
-def _answer(work: _Work, call: "asyncio.Future[Completion]") -> Completion:
-    """What the worker has answered, which counts even if it went away right after it."""
-    try:
-        return call.result()
-    except Failure as failure:
-        work.answered = not failure.code.startswith(LINE_CODES)
-        raise
+def _goes_alone(leased: Leased) -> bool:
+    """It may end otherwise than with a completion that stands: a worker has died of it, or it was
+    left in the middle, and what it has read may be out of date."""
+    return leased.composing or leased.delivery.attempt > 1 or leased.spent != Spent()
+
+
+def _not_in_hand(delivery: int) -> Failure:
+    return Failure("work.unknown-delivery", f"Delivery {delivery} is not in your hands.")

@@ -174,6 +174,16 @@ _TABLE: Final = (
     ),
     Metric("agentd_store_commit_writes", "histogram", "Writes in one commit.", (), _BATCHES),
     Metric("agentd_store_commit_seconds", "histogram", "Duration of a commit.", (), _COMMITS),
+    Metric(
+        "agentd_store_rows_deleted_total",
+        "counter",
+        "Rows older than the retention window that were deleted.",
+        ("table",),
+    ),
+    Metric("agentd_store_log_bytes", "gauge", "Bytes in use in the write-ahead log."),
+    Metric("agentd_store_free_bytes", "gauge", "Bytes free on the store's file system."),
+    Metric("agentd_store_reserve_bytes", "gauge", "Bytes kept free for what was accepted."),
+    Metric("agentd_store_intake_open", "gauge", "1 if new work is taken in, 0 on a full disk."),
     Metric("agentd_build_info", "gauge", "Always 1; the version is a label.", ("version",)),
 )
 
@@ -228,8 +238,8 @@ class Metrics:
     def dead_letter(self, code: str) -> None:
         self._counter("agentd_dead_letters_total", _known(code, DEAD_CODES)).inc()
 
-    def published(self, priority: Priority) -> None:
-        self._counter("agentd_messages_total", priority).inc()
+    def published(self, priority: Priority, count: int) -> None:
+        self._counter("agentd_messages_total", priority).inc(count)
 
     def publish_refused(self, code: str) -> None:
         self._counter("agentd_publish_refused_total", _known(code, CODES)).inc()
@@ -346,6 +356,18 @@ class Metrics:
     def committed(self, writes: int, seconds: float) -> None:
         self._histogram("agentd_store_commit_writes").observe(writes)
         self._histogram("agentd_store_commit_seconds").observe(seconds)
+
+    def rows_deleted(self, rows: Mapping[str, int]) -> None:
+        """Rows that retention has deleted, by table."""
+        for table, count in rows.items():
+            self._counter("agentd_store_rows_deleted_total", table).inc(count)
+
+    def store(self, *, log: int, free: int, reserve: int, intake: bool) -> None:
+        """The write-ahead log and the room for it, in bytes, and whether new work is taken in."""
+        self._gauge("agentd_store_log_bytes").set(log)
+        self._gauge("agentd_store_free_bytes").set(free)
+        self._gauge("agentd_store_reserve_bytes").set(reserve)
+        self._gauge("agentd_store_intake_open").set(intake)
 
     # -- within
 

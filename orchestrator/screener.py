@@ -103,11 +103,11 @@ class Screener:
                 await asyncio.sleep(BOARD_RETRY_SECONDS)
 
     async def _follow(self) -> None:
-        with self._store.changes.subscribe({"message.published"}, UNREAD_CHANGES_MAX) as changes:
+        with self._store.changes.subscribe({"messages.unscreened"}, UNREAD_CHANGES_MAX) as changes:
+            await self._store.settle()
             await self._screen_waiting()
-            async for change in changes:
-                if change.data.get("unscreened", True):
-                    await self._screen_waiting()
+            async for _ in changes:
+                await self._screen_waiting()
 
     async def _screen_waiting(self) -> None:
         for message in await self._reader.view(unscreened_messages):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from ipc_protocol.control import OnProbation
+from orchestrator.batch import Ending
 from orchestrator.bus.observations import HealthEvent, report_health
 from orchestrator.bus.routing import BUS
 from orchestrator.bus.versions import Version
@@ -26,7 +27,6 @@ from orchestrator.components.probation import (
     observe,
 )
 from orchestrator.components.versions import Change, ComponentVersions
-from orchestrator.lane import Ending
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
 
@@ -114,8 +114,9 @@ class Trial:
             condition = ending.condition
             assert condition.condition != "healthy"
             await self._observe(Degraded(condition.condition, condition.detail))
-        elif ending.kind == "completed":
-            await self._observe(Handled())
+        elif ending.completed:
+            for _ in range(ending.completed):
+                await self._observe(Handled())
         elif ending.kind == "refused" and not ending.left:
             await self._observe(Refused())
 

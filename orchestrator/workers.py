@@ -26,6 +26,7 @@ from ipc_protocol.events import Hello
 from ipc_protocol.inference import Nothing
 from ipc_protocol.limits import FORK_TOKEN_BYTES
 from ipc_protocol.methods import (
+    WORKER_HANDLE,
     ZYGOTE_EXITS,
     ZYGOTE_FORK,
     ZYGOTE_KILL,
@@ -35,7 +36,16 @@ from ipc_protocol.methods import (
     R,
 )
 from ipc_protocol.values import LayerReport
-from ipc_protocol.work import Fork, Forked, Kill, WatchExits, WorkerExited
+from ipc_protocol.work import (
+    Completion,
+    Fork,
+    Forked,
+    Handle,
+    Kill,
+    WatchExits,
+    WorkerExited,
+    work_of,
+)
 from orchestrator.supervision.childlog import ChildLog
 from orchestrator.supervision.processes import ChildProcess
 from orchestrator.supervision.restart import Died
@@ -70,6 +80,14 @@ descriptors, of which a user may have as many under way as files open."""
 def worker_uid(number: int) -> int | None:
     """The user that a confined process runs as, by a number of its own; None keeps ours."""
     return WORKER_UID_MIN + number if os.geteuid() == 0 else None
+
+
+async def handle_alone(line: Connection, handle: Handle) -> Completion:
+    """What a worker makes of one delivery. Raises `Failure`."""
+    async with line.stream(WORKER_HANDLE, work_of(handle)) as response:
+        finished = [each async for done in response for each in done.finished]
+        await response.result()
+    return finished[0].completion
 
 
 class ZygoteDied(Exception):

@@ -1,8 +1,9 @@
 """Act: one typed tool call at a time, then an answer in plain words.
 
 The first step offers no end: evidence comes before an answer. A call that repeats the one before
-is the end, and so is whatever the budget or the model refuses; then the answer is made from what
-was observed, by the model if it still may speak and without it if not.
+is the end, unless nobody knows whether that one happened, and so is whatever the budget or the
+model refuses; then the answer is made from what was observed, by the model if it still may speak
+and without it if not.
 """
 
 from agent_runtime.loop import budget
@@ -115,7 +116,10 @@ def _find(state: State, name: str) -> ToolDescription | None:
 
 
 def _is_repeated(state: State) -> bool:
-    return bool(state.observations) and state.observations[-1].call == state.call
+    if not state.observations:
+        return False
+    before = state.observations[-1]
+    return before.call == state.call and not before.unknown
 
 
 def _others(state: State) -> str:
@@ -161,16 +165,16 @@ def enter_use(state: State) -> Effect | Event:
 
 def read_use(state: State, result: EffectResult) -> tuple[State, Event]:
     limit = budget.chars(state.profile.tokens_max, budget.OBSERVATION_SHARE)
-    staged = state.staged
+    staged, unknown = state.staged, False
     if isinstance(result, ToolResult):
-        ok, output = result.ok, result.output
+        ok, output, unknown = result.ok, result.output, result.unknown
         if ok and result.staged is not None:
             staged = (*staged, result.staged)
     elif isinstance(result, Refused):
         ok, output = False, result.message
     else:
         ok, output = False, f"The journal answered with a {type(result).__name__}."
-    seen = Observation(call=state.call, ok=ok, output=excerpt(output, limit))
+    seen = Observation(call=state.call, ok=ok, output=excerpt(output, limit), unknown=unknown)
     return state.but(observations=(*state.observations, seen), staged=staged), Event.OBSERVED
 
 

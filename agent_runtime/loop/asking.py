@@ -117,11 +117,10 @@ def _remembered(state: State) -> list[Memory]:
 def _is_beside(state: State, seen: Observation) -> bool:
     """What would lead a guided model astray, which repeats whatever it reads: a call that failed,
     or a memory that was found but has little to do with the request."""
-    if not state.guided:
+    if not state.guided or seen.unknown:
         return False
     return not seen.ok or (is_hearsay(seen) and not is_relevant(seen.output, state.request))
 
 
 def _observed(observation: Observation) -> str:
-    verb = "returned" if observation.ok else "failed"
-    return f"{described(observation)} {verb}:\n{observation.output}"
+    return f"{described(observation)} {observation.verb}:\n{observation.output}"

@@ -125,7 +125,7 @@ def lessons(state: State) -> list[str]:
     learnt = [
         f"Next time, {'begin with' if seen.ok else 'do without'} {_short(seen)}."
         for seen in state.observations
-        if not is_hearsay(seen)
+        if not (is_hearsay(seen) or seen.unknown)
     ]
     doubt = (
         "Next time, look further than that." if learnt else "Next time, look for evidence first."
@@ -172,7 +172,7 @@ def _plain_memory(state: State, text: str) -> MemoryEntry:
     failed = [seen for seen in state.observations if not seen.ok]
     lesson = state.trouble
     if failed:
-        lesson = f"{described(failed[-1])} failed: {failed[-1].output}"
+        lesson = f"{described(failed[-1])} {failed[-1].verb}: {failed[-1].output}"
     return MemoryEntry(
         text=text,
         outcome=_outcomes(state)[0],

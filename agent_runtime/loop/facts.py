@@ -28,7 +28,8 @@ _HEARSAY: Final = frozenset({"memory.search"})
 
 
 def facts_of(observations: Iterable[Observation]) -> list[str]:
-    """One line for each thing that was seen. A call that failed has shown nothing."""
+    """One line for each thing that was seen. A call that failed has shown nothing; one that may
+    have happened is for the reader to look at."""
     return [
         shorten(f"{described(seen)}: {seen.output}", FACT_CHARS_MAX)
         for seen in _telling(observations)
@@ -36,7 +37,7 @@ def facts_of(observations: Iterable[Observation]) -> list[str]:
 
 
 def _telling(observations: Iterable[Observation]) -> list[Observation]:
-    return [seen for seen in observations if seen.ok and not is_hearsay(seen)]
+    return [seen for seen in observations if (seen.ok or seen.unknown) and not is_hearsay(seen)]
 
 
 def is_hearsay(seen: Observation) -> bool:

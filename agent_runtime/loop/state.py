@@ -74,6 +74,15 @@ class Observation(msgspec.Struct, frozen=True):
     call: ToolCall
     ok: bool
     output: str
+    unknown: bool = False
+    """Nobody knows whether the call happened: something died meanwhile."""
+
+    @property
+    def verb(self) -> str:
+        """What came of the call, between its words and its output."""
+        if self.unknown:
+            return "may have happened or not"
+        return "returned" if self.ok else "failed"
 
 
 class State(msgspec.Struct, frozen=True):

@@ -23,12 +23,11 @@ from typing import Final, NamedTuple
 
 from ipc_protocol.aio import Call, Handlers
 from ipc_protocol.errors import Failure
-from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE, WORKER_START
+from ipc_protocol.methods import WORK_EFFECT, WORKER_START
 from ipc_protocol.values import Envelope
 from ipc_protocol.work import (
     AgentProfile,
     Beginning,
-    Completion,
     ComponentStart,
     EffectRequest,
     EffectResult,
@@ -40,6 +39,7 @@ from orchestrator.cli.measure import Measure
 from orchestrator.components import building, projects
 from orchestrator.components.compiling import Progress, Ready
 from orchestrator.components.workbench import UID, Workbench, default_folder, workbench
+from orchestrator.workers import handle_alone
 
 ECHO: Final = '''"""Returns every message to where its topic says."""
 
@@ -219,7 +219,7 @@ async def _fleet(bench: Workbench, ready: Ready, agents: int) -> Fleet:
             ends_ns.append(time.perf_counter_ns())
             await worker.connection.call(WORKER_START, _start(ready))
             ends_ns.append(time.perf_counter_ns())
-            answer: Completion = await worker.connection.call(WORKER_HANDLE, _message())
+            answer = await handle_alone(worker.connection, _message())
             ends_ns.append(time.perf_counter_ns())
             for took_ms, (began, ended) in zip(
                 stages_ms.values(), itertools.pairwise(ends_ns), strict=True

@@ -63,7 +63,7 @@ def request_attention(tx: Transaction, arguments: RequestAttention) -> int:
         _emit_raised(tx, attention, row.agent, arguments.question, row.id, row.correlation)
     else:
         attention = found[0]
-    park_delivery(tx, row, "attention", None, _waits_for(attention))
+    park_delivery(tx, row, "attention", None, _waits_for(attention), rest=True)
     return attention
 
 

@@ -2,21 +2,27 @@
 
 First everything is decided, then written. Where a receiver's inbox is full, nothing is written but
 that the delivery is parked; it comes again and replays its journal to the same completion.
+
+A completion from which nothing follows is written together with the others of its kind.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import msgspec
 
 from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.values import rank
-from ipc_protocol.work import Completion, Outgoing
+from ipc_protocol.work import Completion, Finished, Outcome, Outgoing, ReadState, StateValue
+from orchestrator.bus.credit import Credit, credits_of
 from orchestrator.bus.deadletters import bury_output
 from orchestrator.bus.delivery import DeliveryState
-from orchestrator.bus.leasing import park_delivery
+from orchestrator.bus.handing import begin_anew, refill
+from orchestrator.bus.inboxes import inboxes_of, places
+from orchestrator.bus.leasing import give_back_rest, may_begin_anew, park_delivery
 from orchestrator.bus.limits import (
     BACKPRESSURE_RETRY_US,
+    CONVERSATION_MESSAGES_MAX,
     DEFERRAL_US_MAX,
     DEFERRAL_US_MIN,
     MEMORIES_MAX,
@@ -30,23 +36,31 @@ from orchestrator.bus.limits import (
     TASK_CHANGES_MAX,
     TASK_CHARS_MAX,
 )
-from orchestrator.bus.posting import Post, post, receivers_of
+from orchestrator.bus.posting import Place, Post, post_all, receivers_of
+from orchestrator.bus.publishing import places_for
 from orchestrator.bus.registration import directory_of
-from orchestrator.bus.routing import BUS, Draft, Plan, message_rank, route
+from orchestrator.bus.routing import BUS, Directory, Draft, Plan, message_rank, route
 from orchestrator.bus.rows import (
+    ConversationRow,
     DeliveryRow,
     conversation_by_id,
     delivery_of,
     held_delivery,
-    inbox_depth,
     move_delivery,
     unknown_delivery,
 )
-from orchestrator.bus.settlement import answer, contribute, delivery_closed
+from orchestrator.bus.settlement import (
+    answer,
+    close_all,
+    contribute,
+    conversation_full,
+    delivery_closed,
+)
 from orchestrator.bus.tasks import change_task
+from orchestrator.failpoints import reach
 from orchestrator.store.memory import Remember, remember
-from orchestrator.store.state import change_state, state_bytes
-from orchestrator.store.transaction import Transaction
+from orchestrator.store.state import change_state, read_state, state_bytes
+from orchestrator.store.transaction import Transaction, is_fatal
 
 
 class Complete(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +75,14 @@ class Complete(msgspec.Struct, frozen=True, kw_only=True):
     completion: Completion
     vectors: list[bytes | None] = []
     screened: bool = False
+
+
+class CompleteAll(msgspec.Struct, frozen=True, kw_only=True):
+    """Completions of deliveries that `incarnation` holds, none with memories. The actor is its
+    agent."""
+
+    incarnation: str
+    finished: Sequence[Finished]
 
 
 class Completed(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +101,86 @@ class Completed(msgspec.Struct, frozen=True, kw_only=True):
 Decided = tuple[Outgoing, Plan | Problem]
 
 
+_DONE = Completed(state="done")
+
+
+def complete_all(tx: Transaction, arguments: CompleteAll) -> list[Completed | Failure]:
+    """Apply completions in their order, each whole or not at all."""
+    answers: list[Completed | Failure] = []
+    credit = credits_of(tx).holder(tx.actor, arguments.incarnation)
+    plain: list[Finished] = []
+    for finished in arguments.finished:
+        if credit is not None and _is_plain(credit, finished):
+            plain.append(finished)
+            answers.append(_DONE)
+        else:
+            answers.append(_completed_alone(tx, arguments, finished))
+    if credit is not None and plain:
+        _close_plain(tx, credit, plain)
+        refill(tx, tx.actor)
+    return answers
+
+
+def _completed_alone(
+    tx: Transaction, arguments: CompleteAll, finished: Finished
+) -> Completed | Failure:
+    one = Complete(
+        delivery=finished.delivery,
+        incarnation=arguments.incarnation,
+        completion=finished.completion,
+    )
+    try:
+        with tx.nested():
+            return complete(tx, one)
+    except Failure as failure:
+        if is_fatal(failure):
+            raise
+        return failure
+
+
+def _is_plain(credit: Credit, finished: Finished) -> bool:
+    """Nothing follows from it but the end of its conversation."""
+    held, completion = credit.held.get(finished.delivery), finished.completion
+    return (
+        held is not None
+        and held.plain
+        and completion.outcome in ("acted", "ignored")
+        and not completion.outputs
+        and not completion.tasks
+        and not completion.memories
+        and not completion.state
+        and not completion.left_out
+    )
+
+
+def _close_plain(tx: Transaction, credit: Credit, plain: Sequence[Finished]) -> None:
+    """Nothing else has happened to what a worker holds: it was leased, and is done."""
+    agent = tx.actor
+    alike: defaultdict[tuple[Outcome, str], list[int]] = defaultdict(list)
+    gone: Counter[tuple[str, str]] = Counter()
+    held = {finished.delivery: credit.held[finished.delivery] for finished in plain}
+    for finished in plain:
+        completion = finished.completion
+        alike[completion.outcome, completion.reason].append(finished.delivery)
+        gone[agent, held[finished.delivery].sender] -= 1
+    with tx.acting_as(BUS):
+        for (outcome, reason), ids in alike.items():
+            tx.execute(
+                "UPDATE delivery SET state = 'done', outcome = ?, outcome_reason = ?,"
+                " finished_us = ? WHERE id IN (SELECT value FROM json_each(?))",
+                (outcome, reason, tx.now_us, msgspec.json.encode(ids).decode()),
+            )
+    credits_of(tx).give_back(tx, credit, list(held))
+    inboxes_of(tx).change(tx, gone)
+    tx.emit("deliveries.closed", messages=[each.message for each in held.values()])
+    if tx.follows("delivery.done"):
+        for finished in plain:
+            row = delivery_of(tx, finished.delivery)
+            assert row is not None
+            _emit_done(tx, row, finished.completion)
+    close_all(tx, {each.conversation for each in held.values()})
+
+
 def complete(tx: Transaction, arguments: Complete) -> Completed:
     """Apply a completion, whole or not at all. Repeating it changes nothing.
 
@@ -86,6 +188,12 @@ def complete(tx: Transaction, arguments: Complete) -> Completed:
     `work.unknown-delivery` if `incarnation` does not hold the delivery, `store.ownership` if it
     changes a task of another agent.
     """
+    completed = _complete(tx, arguments)
+    refill(tx, tx.actor)
+    return completed
+
+
+def _complete(tx: Transaction, arguments: Complete) -> Completed:
     row = delivery_of(tx, arguments.delivery)
     if row is None or row.agent != tx.actor:
         raise unknown_delivery(arguments.delivery)
@@ -99,6 +207,8 @@ def complete(tx: Transaction, arguments: Complete) -> Completed:
     decided = _decided(tx, row, completion.outputs)
     if isinstance(decided, Failure):
         return _parked_by_backpressure(tx, row, decided)
+    if completion.state and _has_read_stale_state(tx, row):
+        return _begun_anew(tx, row, arguments)
     _close(tx, row, completion)
     memories = _remembered(tx, row, arguments)
     tasks = [
@@ -180,10 +290,11 @@ def _decided(
 ) -> list[Decided] | Failure:
     """Where each output goes, or why it never will; or the backpressure that stops them all."""
     directory = directory_of(tx)
-    added: Counter[str] = Counter()
-    if not row.composing:
-        added[row.agent] = -1  # This delivery leaves the agent's own inbox now.
+    conversation = conversation_by_id(tx, row.conversation)
+    coming: Counter[str] = Counter()
+    places_in = places_for(tx, row.agent, coming)
     decided: list[Decided] = []
+    going = 0
     for number, output in enumerate(outputs):
         if number >= OUTPUTS_MAX:
             decided.append((output, _over_the_cap(len(outputs))))
@@ -195,17 +306,24 @@ def _decided(
             hops=row.hops + 1,
             expires_us=tx.now_us + MESSAGE_TTL_US,
         )
-        plan = route(
-            draft, directory, lambda agent: inbox_depth(tx, agent) + added[agent], tx.now_us
-        )
+        plan = route(draft, directory, places_in, tx.now_us)
         if isinstance(plan, Failure):
-            if plan.code == "bus.backpressure":
+            if plan.code == "bus.backpressure" and not _is_too_many(directory, coming, plan):
                 return plan
             decided.append((output, plan.problem))
+        elif plan.receivers and conversation.messages + going >= CONVERSATION_MESSAGES_MAX:
+            decided.append((output, conversation_full(conversation).problem))
         else:
-            added.update(plan.receivers)
+            coming.update(plan.receivers)
+            going += 1
             decided.append((output, plan))
     return decided
+
+
+def _is_too_many(directory: Directory, coming: Counter[str], pressure: Failure) -> bool:
+    """An inbox would not take the output if it were empty: those before it fill it alone."""
+    full: list[str] = pressure.problem.details["agents"]
+    return any(coming[name] >= places(0, 0, directory.members[name].inbox_max) for name in full)
 
 
 def _over_the_cap(outputs: int) -> Problem:
@@ -220,6 +338,7 @@ def _bury_left_out(tx: Transaction, row: DeliveryRow, completion: Completion) ->
     made = len(completion.outputs) + completion.left_out
     problem = msgspec.structs.replace(
         _over_the_cap(made),
+        code="work.left-out",
         message=f"A completion may publish {OUTPUTS_MAX} messages; this one made {made}, and the "
         f"last {completion.left_out} were not kept.",
     )
@@ -230,8 +349,41 @@ def _bury_left_out(tx: Transaction, row: DeliveryRow, completion: Completion) ->
 def _parked_by_backpressure(tx: Transaction, row: DeliveryRow, pressure: Failure) -> Completed:
     full: list[str] = pressure.problem.details["agents"]
     until_us = tx.now_us + BACKPRESSURE_RETRY_US
-    park_delivery(tx, row, "backpressure", until_us, ", ".join(full))
+    park_delivery(tx, row, "backpressure", until_us, ", ".join(full), rest=False)
+    reach("completion.parked")
     return Completed(state="parked", full=full, until_us=until_us)
+
+
+def _has_read_stale_state(tx: Transaction, row: DeliveryRow) -> bool:
+    """What this run has read of its agent's state is no longer there: it was parked or tried again,
+    and another delivery has changed it meanwhile. Its own changes would undo that one's."""
+    rows = tx.rows(
+        "SELECT request, result FROM journal"
+        " WHERE delivery = ? AND run = ? AND kind = 'read-state'",
+        (row.id, row.run),
+    )
+    for request, result in rows:
+        key = msgspec.json.decode(request, type=ReadState).key
+        if msgspec.json.decode(result, type=StateValue).value != read_state(tx, row.agent, key):
+            return True
+    return False
+
+
+def _begun_anew(tx: Transaction, row: DeliveryRow, arguments: Complete) -> Completed:
+    """Let it read again what is there now. Raises `work.conflict` where that is not possible."""
+    if not may_begin_anew(tx, row):
+        raise Failure(
+            "work.conflict",
+            "The state that it had read was changed by another delivery before it was done, and it "
+            "cannot be repeated, since a tool has acted for it or it was begun too often.",
+            "Look at the trace for what it would have done, and replay it.",
+        )
+    with tx.acting_as(BUS):
+        state = move_delivery(tx, row, "release", last_error="What it had read has changed.")
+    begin_anew(tx, row.id)
+    # It keeps its place before what came later.
+    give_back_rest(tx, arguments.incarnation)
+    return Completed(state=state)
 
 
 def _close(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
@@ -239,10 +391,11 @@ def _close(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
         assert completion.until_us is not None
         # It may be due by now: the time counts from the beginning, however long it took since.
         until_us = max(completion.until_us, tx.now_us + DEFERRAL_US_MIN)
-        park_delivery(tx, row, "deferred", until_us, completion.reason)
+        park_delivery(tx, row, "deferred", until_us, completion.reason, rest=False)
+        # What was decided is decided: the next run begins with a journal of its own.
+        begin_anew(tx, row.id)
         with tx.acting_as(BUS):
-            # What was decided is decided: the next run begins with a journal of its own.
-            tx.execute("UPDATE delivery SET deferred = 1, run = run + 1 WHERE id = ?", (row.id,))
+            tx.execute("UPDATE delivery SET deferred = 1 WHERE id = ?", (row.id,))
         return
     with tx.acting_as(BUS):
         move_delivery(
@@ -253,6 +406,10 @@ def _close(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
             outcome_reason=completion.reason,
             finished_us=tx.now_us,
         )
+    _emit_done(tx, row, completion)
+
+
+def _emit_done(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
     tx.emit(
         "delivery.done",
         delivery=row.id,
@@ -321,7 +478,7 @@ def _published(
 ) -> tuple[list[int], list[int]]:
     directory = directory_of(tx)
     conversation = conversation_by_id(tx, row.conversation)
-    messages: list[int] = []
+    posts: list[Post] = []
     dead_letters: list[int] = []
     for output, plan in decided:
         if isinstance(plan, Problem):
@@ -332,17 +489,30 @@ def _published(
             conversation = contribute(tx, conversation)
         asked = None if output.priority is None else rank(output.priority)
         urgency = message_rank(conversation.rank, row.rank, asked)
-        message = Post(
-            topic=output.topic,
-            sender=row.agent,
-            payload=output.payload,
-            rank=urgency,
-            expires_us=tx.now_us + MESSAGE_TTL_US,
-            hops=row.hops + 1,
-            cause=row.message,
-            produced_by=row.id,
-            composed=composed,
-            receivers=receivers_of(plan, directory, row.agent, urgency, screened=screened),
+        posts.append(
+            Post(
+                place=Place(conversation.id, conversation.correlation, conversation.round),
+                topic=output.topic,
+                sender=row.agent,
+                payload=output.payload,
+                rank=urgency,
+                expires_us=tx.now_us + MESSAGE_TTL_US,
+                hops=row.hops + 1,
+                cause=row.message,
+                produced_by=row.id,
+                composed=composed,
+                receivers=receivers_of(plan, directory, row.agent, urgency, screened=screened),
+            )
         )
-        messages.append(post(tx, conversation, message))
-    return messages, dead_letters
+    if not posts:
+        return [], dead_letters
+    _count(tx, conversation, len(posts))
+    return post_all(tx, posts), dead_letters
+
+
+def _count(tx: Transaction, conversation: ConversationRow, messages: int) -> None:
+    with tx.acting_as(BUS):
+        tx.execute(
+            "UPDATE conversation SET messages = messages + ? WHERE id = ?",
+            (messages, conversation.id),
+        )

@@ -23,6 +23,7 @@ def bury_delivery(tx: Transaction, row: DeliveryRow, code: str, reason: str, att
     """Give a delivery up. The caller settles its conversation. Returns the dead letter's id."""
     found = tx.row("SELECT payload FROM message WHERE id = ?", (row.message,))
     assert found is not None
+    last_error = _last_error(tx, row)
     with tx.acting_as(BUS):
         move_delivery(
             tx,
@@ -46,6 +47,7 @@ def bury_delivery(tx: Transaction, row: DeliveryRow, code: str, reason: str, att
         code=code,
         reason=reason,
         attempts=attempts,
+        last_error=last_error,
     )
 
 
@@ -62,7 +64,15 @@ def bury_output(tx: Transaction, row: DeliveryRow, output: Outgoing, problem: Pr
         code=problem.code,
         reason=problem.message,
         attempts=0,
+        last_error=_last_error(tx, row),
     )
+
+
+def _last_error(query: Query, row: DeliveryRow) -> str:
+    """What went wrong with a delivery before it came to its end; empty if nothing did."""
+    found = query.row("SELECT last_error FROM delivery WHERE id = ?", (row.id,))
+    assert found is not None
+    return found[0] or ""
 
 
 def _bury(tx: Transaction, row: DeliveryRow, **columns: Any) -> int:
@@ -70,8 +80,8 @@ def _bury(tx: Transaction, row: DeliveryRow, **columns: Any) -> int:
     with tx.acting_as(BUS):
         letter = tx.insert(
             "INSERT INTO dead_letter (conversation, message, delivery, sender, receiver, topic,"
-            " payload, class, code, reason, attempts, causes, died_us)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            " payload, class, code, reason, attempts, last_error, causes, died_us)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
             (
                 row.conversation,
                 columns["message"],
@@ -84,6 +94,7 @@ def _bury(tx: Transaction, row: DeliveryRow, **columns: Any) -> int:
                 columns["code"],
                 columns["reason"],
                 columns["attempts"],
+                columns["last_error"],
                 causes,
                 tx.now_us,
             ),

@@ -53,15 +53,20 @@ def read_journal(query: Query, delivery: int, step: int, effect: Effect) -> Effe
     if found is None:
         return None
     if found[0] != key_hash(effect):
-        raise Failure(
-            "journal.mismatch",
-            f"Step {step} of delivery {delivery} asks something else than its journal answers.",
-            "The loop is not deterministic, or its version changed: see the trace.",
-            delivery=delivery,
-            step=step,
-        )
+        raise diverged(delivery, step)
     result: EffectResult = msgspec.json.decode(found[1], type=EffectResult)
     return result
+
+
+def diverged(delivery: int, step: int) -> Failure:
+    """The request is not the one that was made at this step before."""
+    return Failure(
+        "journal.mismatch",
+        f"Step {step} of delivery {delivery} asks something else than its journal answers.",
+        "The loop is not deterministic, or its version changed: see the trace.",
+        delivery=delivery,
+        step=step,
+    )
 
 
 def append_journal(tx: Transaction, arguments: Append) -> EffectResult:
@@ -145,10 +150,11 @@ def _summary(effect: Effect, result: EffectResult) -> str:
     return ""
 
 
-def spent(query: Query, delivery: int) -> Spent:
+def spent(query: Query, delivery: int, component: str = "") -> Spent:
     """What all runs and attempts of a delivery have spent of its budgets.
 
-    What another component spent of it does not count: the one that has it now did not choose to.
+    What another component than `component`, which has it now, spent of it does not count: this one
+    did not choose to. The beginnings of earlier runs say which had it then.
     """
     found = query.row(
         "SELECT count(*), count(*) FILTER (WHERE kind = 'tool'), coalesce(sum(tokens), 0),"
@@ -157,10 +163,8 @@ def spent(query: Query, delivery: int) -> Spent:
         " FROM journal WHERE delivery = ?1 AND kind <> 'beginning'"
         " AND run > (SELECT coalesce(max(run), -1) FROM journal"
         "  WHERE delivery = ?1 AND kind = 'beginning'"
-        "  AND json_extract(result, '$.component') IS NOT"
-        "   (SELECT json_extract(result, '$.component') FROM journal"
-        "    WHERE delivery = ?1 AND kind = 'beginning' ORDER BY run DESC LIMIT 1))",
-        (delivery,),
+        "  AND coalesce(json_extract(result, '$.component'), '') <> ?2)",
+        (delivery, component),
     )
     assert found is not None
     return Spent(*found)

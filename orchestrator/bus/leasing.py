@@ -4,18 +4,17 @@ All of these run as the bus. A lease belongs to one incarnation of a worker: wha
 be told from what its successor holds.
 """
 
-import hashlib
 from typing import Final
 
 import msgspec
 
-from ipc_protocol.values import PRIORITIES, Envelope
-from ipc_protocol.work import Beginning, Evidence, Handle
-from orchestrator.budget import Spent
+from ipc_protocol.work import Handle, Setting
+from orchestrator.bus.credit import Credit, credits_of
 from orchestrator.bus.deadletters import bury_delivery
 from orchestrator.bus.delivery import DeliveryState
-from orchestrator.bus.journal import BEGINNING_STEP, spent
+from orchestrator.bus.handing import GivenBack, begin_anew, keep_setting, load_leased, refill
 from orchestrator.bus.limits import DEATHS_MAX, RESUMED_PER_CALL_MAX, RUNS_MAX
+from orchestrator.bus.posting import make_ready
 from orchestrator.bus.routing import BUS
 from orchestrator.bus.rows import (
     DeliveryRow,
@@ -27,29 +26,21 @@ from orchestrator.bus.rows import (
     move_delivery,
     unknown_delivery,
 )
-from orchestrator.bus.settlement import answers_of, delivery_closed
+from orchestrator.bus.settlement import delivery_closed
 from orchestrator.store.database import Query
 from orchestrator.store.transaction import Transaction
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for the next delivery of `agent`; the rest begins it, if it has not begun before."""
+class Grant(msgspec.Struct, frozen=True, kw_only=True):
+    """Let `incarnation`, a worker of `agent`, hold `window` deliveries at once from now on.
+
+    `setting` begins those that have not begun before.
+    """
 
     agent: str
     incarnation: str
-    seed: int
-    loop: int
-    prompts: dict[str, str]
-    component: str = ""
-    """The SHA-256 of the component that the worker runs, or empty."""
-
-
-class Leased(msgspec.Struct, frozen=True, kw_only=True):
-    """What the worker is handed, and what earlier attempts have spent of its budgets."""
-
-    handle: Handle
-    composing: bool
-    spent: Spent
+    window: int
+    setting: Setting
 
 
 class Park(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +74,15 @@ class ReleaseLeases(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str | None = None
 
 
+class GiveWay(msgspec.Struct, frozen=True, kw_only=True):
+    incarnation: str
+    delivery: int
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    incarnation: str
+
+
 class Fail(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery ended without a completion.
 
@@ -97,40 +97,41 @@ class Fail(msgspec.Struct, frozen=True, kw_only=True):
     worker_died: bool
     final: bool = False
     anew: bool = False
+    rest: bool = False
+    """Its worker is taken from it, and what that one has not begun is queued again."""
 
 
 _NEVER_BEGUN: Final = (
-    "d.state = 'queued' AND d.deferred = 0"
-    " AND NOT EXISTS (SELECT 1 FROM journal WHERE journal.delivery = d.id)"
+    "d.state = 'queued' AND d.finished_us IS NULL AND d.deferred = 0 AND d.begun_us IS NULL"
+    " AND d.run = 0"
 )
 
 
-def lease_next(tx: Transaction, arguments: Lease) -> Leased | None:
-    """The most urgent, then oldest delivery that can be leased; None if none, or one is held."""
-    held = tx.row("SELECT 1 FROM delivery WHERE agent = ? AND state = 'leased'", (arguments.agent,))
-    if held is not None:
-        return None
-    while (row := _next(tx, arguments.agent)) is not None:
-        if _is_late(tx, row):
-            _bury_late(tx, row)
-            continue
-        return _leased(tx, row, arguments)
-    return None
+def grant(tx: Transaction, arguments: Grant) -> None:
+    """Give credit to a worker, and lease to it what is queued.
 
-
-def _next(tx: Transaction, agent: str) -> DeliveryRow | None:
-    rows = deliveries(
+    What is leased now and later is handed over to the receiver of the incarnation's name.
+    """
+    credits, agent = credits_of(tx), arguments.agent
+    credit = credits.holder(agent, arguments.incarnation)
+    credits.grant(
         tx,
-        "WHERE d.agent = ? AND d.state = 'queued' AND d.screened = 1"
-        " ORDER BY d.class, d.id LIMIT 1",
-        (agent,),
+        agent,
+        Credit(
+            incarnation=arguments.incarnation,
+            window=arguments.window,
+            setting_id=keep_setting(tx, arguments.setting),
+            setting=arguments.setting,
+            held={} if credit is None else credit.held,
+        ),
     )
-    return rows[0] if rows else None
+    refill(tx, agent)
 
 
-def _is_late(tx: Transaction, row: DeliveryRow) -> bool:
-    """Past its time to live. What was once begun is finished, however long it was parked."""
-    return row.expires_us <= tx.now_us and not row.deferred and _beginning(tx, row) is None
+def handle_of(query: Query, row: DeliveryRow) -> Handle | None:
+    """What the worker of the present run was handed; None where nobody has begun."""
+    leased = load_leased(query, row.id)
+    return None if leased is None else leased.handle
 
 
 def _bury_late(tx: Transaction, row: DeliveryRow) -> None:
@@ -139,139 +140,35 @@ def _bury_late(tx: Transaction, row: DeliveryRow) -> None:
     delivery_closed(tx, row)
 
 
-def _leased(tx: Transaction, row: DeliveryRow, arguments: Lease) -> Leased:
-    move_delivery(tx, row, "lease", incarnation=arguments.incarnation, leased_us=tx.now_us)
-    beginning = _beginning(tx, row)
-    if beginning is not None and (beginning.loop, beginning.component) != (
-        arguments.loop,
-        arguments.component,
-    ):
-        # Another loop or component would ask something else at the same step: it begins anew.
-        row = msgspec.structs.replace(row, run=row.run + 1)
-        tx.execute("UPDATE delivery SET run = ? WHERE id = ?", (row.run, row.id))
-        beginning = None
-    if beginning is None:
-        beginning = _begun(tx, row, arguments)
-    handle = _handle(tx, row, beginning)
-    tx.emit(
-        "delivery.leased",
-        delivery=row.id,
-        message=row.message,
-        agent=row.agent,
-        correlation=row.correlation,
-        priority=row.priority,
-        attempt=handle.attempt,
-        composing=row.composing,
-    )
-    return Leased(handle=handle, composing=row.composing, spent=spent(tx, row.id))
-
-
-def handle_of(query: Query, row: DeliveryRow) -> Handle | None:
-    """What the worker of the present run was handed; None where nobody has begun."""
-    beginning = _beginning(query, row)
-    return None if beginning is None else _handle(query, row, beginning)
-
-
-def _handle(query: Query, row: DeliveryRow, beginning: Beginning) -> Handle:
-    envelope, number, question = _envelope(query, row)
-    return Handle(
-        delivery=row.id,
-        attempt=row.deaths + 1,
-        envelope=envelope,
-        beginning=beginning,
-        question=question if row.composing else "",
-        answers=answers_of(query, row.conversation, number, row.message) if row.composing else [],
-    )
-
-
-def _beginning(query: Query, row: DeliveryRow) -> Beginning | None:
-    found = query.row(
-        "SELECT result, prompts FROM journal JOIN prompt_set ON prompt_set.hash = prompt_set"
-        " WHERE delivery = ? AND run = ? AND step = ?",
-        (row.id, row.run, BEGINNING_STEP),
-    )
-    if found is None:
-        return None
-    beginning = msgspec.json.decode(found[0], type=Beginning)
-    prompts = msgspec.json.decode(found[1], type=dict[str, str])
-    return msgspec.structs.replace(beginning, prompts=prompts)
-
-
-def _begun(tx: Transaction, row: DeliveryRow, arguments: Lease) -> Beginning:
-    """Write the first journal entry of this run. The prompts' texts are kept once for all."""
-    found = tx.row("SELECT evidence FROM delivery WHERE id = ?", (row.id,))
-    assert found is not None
-    evidence = None if found[0] is None else msgspec.json.decode(found[0], type=Evidence)
-    beginning = Beginning(
-        now_us=tx.now_us,
-        seed=arguments.seed,
-        loop=arguments.loop,
-        component=arguments.component,
-        prompts={},
-        evidence=evidence,
-        must_take=row.must_take,
-        deferred=row.deferred,
-    )
-    prompts = msgspec.json.encode(arguments.prompts, order="sorted")
-    prompts_hash = hashlib.sha256(prompts).hexdigest()
-    tx.execute(
-        "INSERT INTO prompt_set (hash, prompts, first_us) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        (prompts_hash, prompts.decode(), tx.now_us),
-    )
-    entry = msgspec.json.encode(beginning)
-    tx.execute(
-        "INSERT INTO journal (delivery, run, step, kind, key_hash, request, result, prompt_set,"
-        " started_us, finished_us) VALUES (?, ?, ?, 'beginning', ?, 'null', ?, ?, ?, ?)",
-        (
-            row.id,
-            row.run,
-            BEGINNING_STEP,
-            hashlib.sha256(entry).digest(),
-            entry.decode(),
-            prompts_hash,
-            tx.now_us,
-            tx.now_us,
-        ),
-    )
-    return msgspec.structs.replace(beginning, prompts=arguments.prompts)
-
-
-def _envelope(query: Query, row: DeliveryRow) -> tuple[Envelope, int, str]:
-    """The envelope, the round of its message, and what opened that round."""
-    found = query.row(
-        "SELECT m.payload, m.sent_us, m.cause, m.round, q.payload FROM message m"
-        " JOIN conversation c ON c.id = m.conversation LEFT JOIN message q ON q.id = c.question"
-        " WHERE m.id = ?",
-        (row.message,),
-    )
-    assert found is not None
-    payload, sent_us, cause, number, question = found
-    envelope = Envelope(
-        id=row.message,
-        topic=row.topic,
-        sender=row.sender,
-        payload=payload,
-        correlation=row.correlation,
-        priority=PRIORITIES[row.rank],
-        sent_us=sent_us,
-        expires_us=row.expires_us,
-        cause=cause,
-        hops=row.hops,
-    )
-    return envelope, number, (question or b"").decode(errors="replace")
-
-
 def park(tx: Transaction, arguments: Park) -> None:
     """Park a delivery that `incarnation` holds. Raises `work.unknown-delivery` if it does not."""
     row = held_delivery(tx, arguments.delivery, arguments.incarnation)
-    park_delivery(tx, row, arguments.reason, arguments.until_us, arguments.on)
+    park_delivery(tx, row, arguments.reason, arguments.until_us, arguments.on, rest=True)
 
 
 def park_delivery(
-    tx: Transaction, row: DeliveryRow, reason: ParkedReason, until_us: int | None, on: str | None
+    tx: Transaction,
+    row: DeliveryRow,
+    reason: ParkedReason,
+    until_us: int | None,
+    on: str | None,
+    *,
+    rest: bool,
 ) -> None:
+    """Park `row`. With `rest`, its worker is taken from it, and what it has not begun is queued
+    again."""
     with tx.acting_as(BUS):
         move_delivery(tx, row, "park", parked_reason=reason, parked_until_us=until_us, parked_on=on)
+    _emit_parked(tx, row, reason, until_us, on)
+    if rest:
+        assert row.incarnation is not None
+        give_back_rest(tx, row.incarnation)
+    refill(tx, row.agent)
+
+
+def _emit_parked(
+    tx: Transaction, row: DeliveryRow, reason: ParkedReason, until_us: int | None, on: str | None
+) -> None:
     tx.emit(
         "delivery.parked",
         delivery=row.id,
@@ -297,7 +194,7 @@ def wake(tx: Transaction, arguments: Wake) -> bool:
 def wake_delivery(tx: Transaction, row: DeliveryRow) -> None:
     with tx.acting_as(BUS):
         move_delivery(tx, row, "wake", parked_reason=None, parked_until_us=None, parked_on=None)
-    emit_ready(tx, row, f"was parked: {row.parked_reason}")
+    make_ready(tx, row.id, row.agent, row.rank, f"was parked: {row.parked_reason}")
 
 
 def resume_due(tx: Transaction, arguments: ResumeDue) -> Resumed:
@@ -332,16 +229,62 @@ def next_due(query: Query) -> int | None:
 
 
 def release_leases(tx: Transaction, arguments: ReleaseLeases) -> int:
-    """Give leases back without counting an attempt: no worker died of them. Returns how many."""
+    """Give leases back without counting an attempt: no worker died of them. Returns how many.
+
+    The credit of that worker is gone too.
+    """
+    incarnation = arguments.incarnation
     rows = deliveries(
         tx,
-        "WHERE d.state = 'leased' AND (?1 IS NULL OR d.incarnation = ?1)",
-        (arguments.incarnation,),
+        "WHERE d.state = 'leased' AND d.finished_us IS NULL AND (?1 IS NULL OR d.incarnation = ?1)",
+        (incarnation,),
     )
+    if incarnation is not None:
+        credits_of(tx).revoke(tx, incarnation)
     for row in rows:
         move_delivery(tx, row, "release")
-        emit_ready(tx, row, "released")
+    for row in rows:
+        make_ready(tx, row.id, row.agent, row.rank, "released")
     return len(rows)
+
+
+def release(tx: Transaction, arguments: Release) -> None:
+    """Queue again what `incarnation` holds, none of which it has begun. It is handed the first of
+    the queue in its place."""
+    for agent in give_back_rest(tx, arguments.incarnation):
+        refill(tx, agent)
+
+
+def give_back_rest(tx: Transaction, incarnation: str) -> set[str]:
+    """Queue again what `incarnation` holds. Whose deliveries they are; nothing is leased to them
+    yet, so that what was first is first again."""
+    rows = deliveries(
+        tx,
+        "WHERE d.state = 'leased' AND d.finished_us IS NULL AND d.incarnation = ?",
+        (incarnation,),
+    )
+    with tx.acting_as(BUS):
+        for row in rows:
+            move_delivery(tx, row, "release")
+            emit_ready(tx, row, "released")
+    tx.hand_over(incarnation, GivenBack())
+    return {row.agent for row in rows}
+
+
+def give_way(tx: Transaction, arguments: GiveWay) -> None:
+    """Let something more urgent go before the delivery that `incarnation` works on.
+
+    It waits for nothing else, so it is queued again at once and keeps its place, and so do those
+    that were not begun. Raises `work.unknown-delivery`.
+    """
+    row = held_delivery(tx, arguments.delivery, arguments.incarnation)
+    move_delivery(tx, row, "park", parked_reason="preempted", parked_until_us=tx.now_us)
+    _emit_parked(tx, row, "preempted", tx.now_us, None)
+    parked = msgspec.structs.replace(row, state="parked", incarnation=None)
+    move_delivery(tx, parked, "wake", parked_reason=None, parked_until_us=None)
+    emit_ready(tx, row, "was parked: preempted")
+    give_back_rest(tx, arguments.incarnation)
+    refill(tx, row.agent)
 
 
 def fail(tx: Transaction, arguments: Fail) -> DeliveryState:
@@ -364,22 +307,28 @@ def fail(tx: Transaction, arguments: Fail) -> DeliveryState:
         worker_died=arguments.worker_died,
         deaths=deaths,
     )
-    begins_anew = arguments.anew and _may_begin_anew(tx, row)
+    begins_anew = arguments.anew and may_begin_anew(tx, row)
+    state: DeliveryState = "dead"
     if (arguments.final and not begins_anew) or deaths >= DEATHS_MAX:
         code = "work.refused" if arguments.final else "work.deaths"
         bury_delivery(tx, row, code, arguments.error, deaths)
         delivery_closed(tx, row)
-        return "dead"
-    run = row.run + begins_anew
-    state = move_delivery(tx, row, "release", deaths=deaths, run=run, last_error=arguments.error)
-    emit_ready(tx, row, "failed")
+    else:
+        state = move_delivery(tx, row, "release", deaths=deaths, last_error=arguments.error)
+        if begins_anew:
+            begin_anew(tx, row.id)
+        emit_ready(tx, row, "failed")
+    if arguments.rest:
+        give_back_rest(tx, arguments.incarnation)
+    refill(tx, row.agent)
     return state
 
 
-def _may_begin_anew(query: Query, row: DeliveryRow) -> bool:
+def may_begin_anew(query: Query, row: DeliveryRow) -> bool:
     """What the present run has asked for may be asked again: no tool has done anything for it."""
     used = query.row(
-        "SELECT 1 FROM journal WHERE delivery = ? AND run = ? AND kind = 'tool' LIMIT 1",
+        "SELECT 1 FROM journal WHERE delivery = ?1 AND run = ?2 AND kind = 'tool' UNION ALL"
+        " SELECT 1 FROM tool_call WHERE delivery = ?1 AND run = ?2 LIMIT 1",
         (row.id, row.run),
     )
     return used is None and row.run + 1 < RUNS_MAX

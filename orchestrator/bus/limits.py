@@ -52,6 +52,19 @@ HEALTH_CHARS_MAX: Final = 1000
 DEATHS_MAX: Final = 5
 """Workers that may die of one delivery before it is given up."""
 
+CONVERSATION_MESSAGES_MAX: Final = 4096
+"""Messages of one conversation. Agents that answer each other with 64 outputs each have written
+four thousand after the second hop."""
+
+PAYLOADS_MAX: Final = 1024
+"""Payloads of one request to publish, on average of 4 KiB. All are written in one commit, which
+takes about 10 ms; more would keep the other publishers waiting."""
+
+assert PAYLOADS_MAX <= CONVERSATION_MESSAGES_MAX
+
+MESSAGE_ID_CHARS_MAX: Final = 128
+"""A publisher's own id of a message: a UUID, a hash, or a path and a number."""
+
 MESSAGE_TTL_US: Final = 7 * 24 * 3600 * 1_000_000
 """A message that nobody began to handle within a week (a daemon that was off over the holidays)
 answers a question that nobody asks any more."""

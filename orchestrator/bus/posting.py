@@ -1,13 +1,23 @@
-"""Writes a message and its deliveries, all in the transaction at hand."""
+"""Writes messages and their deliveries, many with few statements, all in the transaction at hand.
 
+A delivery that can be leased is leased by the statement that inserts it, where its agent's worker
+has room for it.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from ipc_protocol.values import PRIORITIES
-from ipc_protocol.work import Evidence
+from ipc_protocol.work import Delivery, Evidence
+from orchestrator.bus.credit import Credit, Held, credits_of
+from orchestrator.bus.handing import Leased, hand, refill, tell_waiting
+from orchestrator.bus.inboxes import inboxes_of
 from orchestrator.bus.routing import BUS, OPERATOR, Directory, Plan, delivery_rank
-from orchestrator.bus.rows import ConversationRow, delivery_of, emit_ready, summary_of
+from orchestrator.bus.rows import delivery_of, emit_ready, summary_of
+from orchestrator.store.database import Value
 from orchestrator.store.transaction import Transaction
 
 
@@ -20,9 +30,18 @@ class Receiver(msgspec.Struct, frozen=True, kw_only=True):
     evidence: Evidence | None = None
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where in which conversation a message belongs."""
+
+    conversation: int
+    correlation: str
+    round: int
+
+
 class Post(msgspec.Struct, frozen=True, kw_only=True):
     """A message that routing has let through, or that the bus itself sends."""
 
+    place: Place
     topic: str
     sender: str
     payload: bytes
@@ -58,16 +77,56 @@ def receivers_of(
     ]
 
 
-def post(tx: Transaction, conversation: ConversationRow, message: Post) -> int:
-    """Write `message` and a delivery for each receiver. Returns the message's id."""
-    with tx.acting_as(BUS):
-        identity = tx.insert(
-            "INSERT INTO message (conversation, round, topic, sender, class, payload, cause,"
-            " produced_by, hops, composed, publisher_id, sent_us, expires_us)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+class Numbers(msgspec.Struct):
+    """The next free ids. Those of rows that are taken back are never used."""
+
+    conversation: int
+    message: int
+    delivery: int
+
+
+def free_numbers(tx: Transaction) -> Numbers:
+    return tx.cached("bus.numbers", lambda: _first_free(tx))
+
+
+def _first_free(tx: Transaction) -> Numbers:
+    found = tx.row(
+        "SELECT coalesce((SELECT max(id) FROM conversation), 0) + 1,"
+        " coalesce((SELECT max(id) FROM message), 0) + 1,"
+        " coalesce((SELECT max(id) FROM delivery), 0) + 1"
+    )
+    assert found is not None
+    return Numbers(*found)
+
+
+_MESSAGE: Final = (
+    "id, conversation, round, topic, sender, class, payload, cause, produced_by, hops, composed,"
+    " publisher_id, sent_us, expires_us"
+)
+_DELIVERY: Final = (
+    "id, message, conversation, agent, class, state, composing, screened, must_take, evidence,"
+    " incarnation, begun_us, seed, setting, queued_us, leased_us"
+)
+
+
+class _Batch:
+    """Rows on their way into the tables, and what follows once they are there."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self.tx = tx
+        self.credits = credits_of(tx)
+        self.messages: list[tuple[Value, ...]] = []
+        self.deliveries: list[tuple[Value, ...]] = []
+        self.came: Counter[tuple[str, str]] = Counter()
+        self.handed: dict[str, tuple[Credit, dict[int, Held], list[Leased]]] = {}
+        self.queued: list[tuple[int, Receiver]] = []
+
+    def add_message(self, number: int, message: Post) -> None:
+        self.messages.append(
             (
-                conversation.id,
-                conversation.round,
+                number,
+                message.place.conversation,
+                message.place.round,
                 message.topic,
                 message.sender,
                 message.rank,
@@ -77,51 +136,179 @@ def post(tx: Transaction, conversation: ConversationRow, message: Post) -> int:
                 message.hops,
                 message.composed,
                 message.publisher_id,
-                tx.now_us,
+                self.tx.now_us,
                 message.expires_us,
-            ),
+            )
         )
-    tx.emit(
-        "message.published",
-        message=identity,
-        conversation=conversation.id,
-        correlation=conversation.correlation,
-        topic=message.topic,
-        sender=message.sender,
-        priority=PRIORITIES[message.rank],
-        cause=message.cause,
-        hops=message.hops,
-        agents=[receiver.agent for receiver in message.receivers],
-        unscreened=any(not receiver.screened for receiver in message.receivers),
-        summary=summary_of(message.payload),
-    )
-    for receiver in message.receivers:
-        deliver(tx, conversation.id, identity, receiver)
-    return identity
+
+    def add_delivery(self, number: int, message_id: int, message: Post, receiver: Receiver) -> None:
+        if not receiver.composing:
+            self.came[receiver.agent, message.sender] += 1
+        credit = self._room_for(receiver)
+        row = _queued(number, message_id, message.place.conversation, receiver, self.tx.now_us)
+        if credit is None:
+            self.deliveries.append(row)
+            if receiver.screened:
+                self.queued.append((number, receiver))
+            return
+        seed = self.credits.seed(number)
+        self._hand(credit, number, message_id, message, receiver, seed)
+        begun = (credit.incarnation, self.tx.now_us, seed, credit.setting_id)
+        self.deliveries.append((*row[:5], "leased", *row[6:10], *begun, *2 * (self.tx.now_us,)))
+
+    def _room_for(self, receiver: Receiver) -> Credit | None:
+        # A composing delivery is handed over with what was said before, which is read later.
+        if not receiver.screened or receiver.composing:
+            return None
+        credit = self.credits.of(receiver.agent)
+        if credit is None or credit.behind:
+            return None
+        waiting = self.handed.get(receiver.agent)
+        taken = 0 if waiting is None else len(waiting[1])
+        return credit if credit.room > taken else None
+
+    def _hand(
+        self,
+        credit: Credit,
+        number: int,
+        message_id: int,
+        message: Post,
+        receiver: Receiver,
+        seed: int,
+    ) -> None:
+        now_us, sender = self.tx.now_us, message.sender
+        delivery = Delivery(
+            number,
+            1,
+            message_id,
+            message.topic,
+            sender,
+            message.payload,
+            message.place.correlation,
+            receiver.rank,
+            now_us,
+            message.expires_us,
+            message.cause,
+            message.hops,
+            now_us,
+            seed,
+            receiver.must_take,
+            False,
+            receiver.evidence,
+        )
+        _, held, handed = self.handed.setdefault(receiver.agent, (credit, {}, []))
+        held[number] = Held(message_id, message.place.conversation, sender, receiver.rank, True)
+        handed.append(Leased(delivery, credit.setting))
+
+    def write(self) -> None:
+        tx = self.tx
+        inboxes_of(tx).change(tx, self.came)
+        with tx.acting_as(BUS):
+            tx.insert_many("message", _MESSAGE, self.messages)
+            tx.insert_many("delivery", _DELIVERY, self.deliveries)
+        for agent, (credit, held, handed) in self.handed.items():
+            hand(tx, agent, credit, held, handed)
+        for number, receiver in self._first_queued():
+            make_ready(tx, number, receiver.agent, receiver.rank, "published")
+
+    def _first_queued(self) -> list[tuple[int, Receiver]]:
+        """The most urgent one for each agent; all, where somebody wants to hear of each."""
+        if self.tx.follows("delivery.ready"):
+            return self.queued
+        ordered = sorted(self.queued, key=lambda each: each[1].rank, reverse=True)
+        return list({receiver.agent: (number, receiver) for number, receiver in ordered}.values())
 
 
-def deliver(tx: Transaction, conversation: int, message: int, receiver: Receiver) -> int:
-    """Write one delivery of a message that is already there. Returns its id."""
-    evidence = receiver.evidence
+def post_all(tx: Transaction, posts: Sequence[Post]) -> list[int]:
+    """Write messages and a delivery of each for its receivers. Returns the messages' ids."""
+    numbers = free_numbers(tx)
+    first = numbers.message
+    batch = _Batch(tx)
+    for message in posts:
+        batch.add_message(numbers.message, message)
+        for receiver in message.receivers:
+            batch.add_delivery(numbers.delivery, numbers.message, message, receiver)
+            numbers.delivery += 1
+        numbers.message += 1
+    batch.write()
+    _tell(tx, first, posts)
+    return list(range(first, numbers.message))
+
+
+def post(tx: Transaction, message: Post) -> int:
+    """Write one message. Returns its id."""
+    return post_all(tx, [message])[0]
+
+
+def deliver(
+    tx: Transaction, message_id: int, conversation: int, sender: str, receiver: Receiver
+) -> int:
+    """Write one more delivery of a message that is already there. Returns its id."""
+    numbers = free_numbers(tx)
+    number = numbers.delivery
+    numbers.delivery += 1
+    inboxes_of(tx).change(tx, {(receiver.agent, sender): 0 if receiver.composing else 1})
     with tx.acting_as(BUS):
-        delivery = tx.insert(
-            "INSERT INTO delivery (message, conversation, agent, class, state, composing,"
-            " screened, must_take, evidence, queued_us)"
-            " VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?) RETURNING id",
-            (
-                message,
-                conversation,
-                receiver.agent,
-                receiver.rank,
-                receiver.composing,
-                receiver.screened,
-                receiver.must_take,
-                None if evidence is None else msgspec.json.encode(evidence).decode(),
-                tx.now_us,
-            ),
-        )
-    if receiver.screened:
-        row = delivery_of(tx, delivery)
+        row = _queued(number, message_id, conversation, receiver, tx.now_us)
+        tx.insert_many("delivery", _DELIVERY, [row])
+    make_ready(tx, number, receiver.agent, receiver.rank, "published")
+    return number
+
+
+def make_ready(tx: Transaction, number: int, agent: str, rank: int, why: str) -> None:
+    """A delivery is queued and can be leased: it is, where there is room for it."""
+    if tx.follows("delivery.ready"):
+        row = delivery_of(tx, number)
         assert row is not None
-        emit_ready(tx, row, "published")
-    return delivery
+        emit_ready(tx, row, why)
+    refill(tx, agent)
+    tell_waiting(tx, agent, number, rank)
+
+
+def _queued(
+    number: int, message_id: int, conversation: int, receiver: Receiver, now_us: int
+) -> tuple[Value, ...]:
+    evidence = receiver.evidence
+    return (
+        number,
+        message_id,
+        conversation,
+        receiver.agent,
+        receiver.rank,
+        "queued",
+        receiver.composing,
+        receiver.screened,
+        receiver.must_take,
+        None if evidence is None else msgspec.json.encode(evidence).decode(),
+        None,
+        None,
+        None,
+        None,
+        now_us,
+        None,
+    )
+
+
+def _tell(tx: Transaction, first: int, posts: Sequence[Post]) -> None:
+    counts = Counter((message.topic, message.rank) for message in posts)
+    for (topic, rank), count in counts.items():
+        tx.emit("messages.published", topic=topic, priority=PRIORITIES[rank], count=count)
+    if any(not receiver.screened for message in posts for receiver in message.receivers):
+        tx.emit("messages.unscreened")
+    if not tx.follows("message.published"):
+        return
+    for number, message in enumerate(posts, start=first):
+        tx.emit(
+            "message.published",
+            message=number,
+            conversation=message.place.conversation,
+            correlation=message.place.correlation,
+            topic=message.topic,
+            sender=message.sender,
+            priority=PRIORITIES[message.rank],
+            cause=message.cause,
+            hops=message.hops,
+            agents=[receiver.agent for receiver in message.receivers],
+            unscreened=any(not receiver.screened for receiver in message.receivers),
+            summary=summary_of(message.payload),
+        )

@@ -65,6 +65,10 @@ class Directory:
         return None
 
 
+PlacesIn = Callable[[Member], int]
+"""How many more messages of the sender the inbox of this agent takes."""
+
+
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """A message before it is one."""
 
@@ -73,6 +77,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     payload_bytes: int
     hops: int
     expires_us: int
+    count: int = 1
+    """So many of them, which go the same way; `payload_bytes` are those of the largest."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,10 +90,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     sink: bool = False
 
 
-def route(
-    draft: Draft, directory: Directory, depth_of: Callable[[str], int], now_us: int
-) -> Plan | Failure:
-    """Decide where `draft` goes. `depth_of` gives the pending deliveries of an agent's inbox."""
+def route(draft: Draft, directory: Directory, places_in: PlacesIn, now_us: int) -> Plan | Failure:
+    """Decide where `draft` goes."""
     fault = (
         _fault_of_topic(draft) or _fault_of_size_or_time(draft, now_us) or _denial(draft, directory)
     )
@@ -96,15 +100,20 @@ def route(
     plan = _resolved(draft, directory)
     if not plan.receivers and not plan.sink:
         return _nobody(draft, directory)
-    full = [name for name in plan.receivers if depth_of(name) >= directory.members[name].inbox_max]
-    if full:
-        return Failure(
-            "bus.backpressure",
-            f"The inbox of {_listed(full)} is full, so nobody was given the message.",
-            "Try again later, or raise `limits.inbox` of that agent.",
-            agents=full,
-        )
-    return plan
+    full = [name for name in plan.receivers if places_in(directory.members[name]) < draft.count]
+    return _backpressure(full, draft) if full else plan
+
+
+def _backpressure(full: list[str], draft: Draft) -> Failure:
+    """Somebody has no room for it, or has given this sender as much room as one may take."""
+    what = "the message" if draft.count == 1 else f"any of the {draft.count} messages"
+    return Failure(
+        "bus.backpressure",
+        f"The inbox of {_listed(full)} has no room for that from {draft.sender!r}, so nobody was "
+        f"given {what}.",
+        "Try again later, send fewer at once, or raise `limits.inbox` of that agent.",
+        agents=full,
+    )
 
 
 def _fault_of_topic(draft: Draft) -> Failure | None:

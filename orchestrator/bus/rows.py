@@ -7,9 +7,11 @@ import msgspec
 from ipc_protocol.errors import Failure
 from ipc_protocol.values import PRIORITIES, Priority
 from orchestrator.bus.conversation import CONVERSATION, ConversationEvent, ConversationState
+from orchestrator.bus.credit import credits_of
 from orchestrator.bus.delivery import DELIVERY, DeliveryEvent, DeliveryState
+from orchestrator.bus.inboxes import inboxes_of
 from orchestrator.bus.limits import SUMMARY_CHARS_MAX
-from orchestrator.store.database import Query, Value
+from orchestrator.store.database import Query, Row, Value
 from orchestrator.store.transaction import Transaction
 
 ParkedReason = Literal["deferred", "attention", "backpressure", "retry", "job", "preempted"]
@@ -61,10 +63,13 @@ class ConversationRow(msgspec.Struct, frozen=True):
     round: int
     question: int | None
     composer: int | None
+    asked: bool
+    messages: int
 
 
 SELECT_CONVERSATION: Final = (
-    "SELECT id, correlation, state, class, round, question, composer FROM conversation "
+    "SELECT id, correlation, state, class, round, question, composer, asked, messages"
+    " FROM conversation "
 )
 
 
@@ -105,8 +110,17 @@ def unknown_delivery(delivery: int) -> Failure:
 def move_delivery(
     tx: Transaction, row: DeliveryRow, event: DeliveryEvent, **columns: Value
 ) -> DeliveryState:
-    """Take `row` through its table of states and set further columns. Runs as the bus."""
+    """Take `row` through its table of states and set further columns. Runs as the bus.
+
+    A worker that held it does not any more; what is finished has left its agent's inbox.
+    """
     state = DELIVERY.after(row.state, event)
+    if row.incarnation is not None:
+        credit = credits_of(tx).holder(row.agent, row.incarnation)
+        if credit is not None:
+            credits_of(tx).give_back(tx, credit, [row.id])
+    if state in ("done", "dead") and not row.composing:
+        inboxes_of(tx).change(tx, {(row.agent, row.sender): -1})
     assignments = "".join(f", {column} = ?" for column in columns)
     tx.execute(
         f"UPDATE delivery SET state = ?{assignments} WHERE id = ?",
@@ -130,13 +144,18 @@ def emit_ready(tx: Transaction, row: DeliveryRow, why: str) -> None:
 
 def conversation_of(query: Query, correlation: str) -> ConversationRow | None:
     found = query.row(SELECT_CONVERSATION + "WHERE correlation = ?", (correlation,))
-    return None if found is None else ConversationRow(*found)
+    return None if found is None else _conversation(found)
 
 
 def conversation_by_id(query: Query, conversation: int) -> ConversationRow:
     found = query.row(SELECT_CONVERSATION + "WHERE id = ?", (conversation,))
     assert found is not None, "a delivery without its conversation"
-    return ConversationRow(*found)
+    return _conversation(found)
+
+
+def _conversation(found: Row) -> ConversationRow:
+    *fields, asked, messages = found
+    return ConversationRow(*[*fields, bool(asked), messages])
 
 
 def move_conversation(
@@ -150,19 +169,6 @@ def move_conversation(
         (state, *columns.values(), row.id),
     )
     return state
-
-
-def inbox_depth(query: Query, agent: str) -> int:
-    """Deliveries that an agent has not settled. Composing ones come on top: the bus sends them."""
-    found = query.row(
-        "SELECT count(*) FROM delivery WHERE agent = ?"
-        " AND state IN ('queued', 'leased', 'parked') AND composing = 0",
-        (agent,),
-    )
-    assert found is not None
-    depth = found[0]
-    assert isinstance(depth, int)
-    return depth
 
 
 def summary_of(payload: bytes) -> str:

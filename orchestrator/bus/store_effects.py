@@ -24,9 +24,10 @@ from ipc_protocol.work import (
 from orchestrator.bus.journal import read_journal, write_entry
 from orchestrator.bus.limits import HEALTH_CHARS_MAX, MESSAGE_TTL_US, TASKS_LISTED_MAX
 from orchestrator.bus.observations import HealthEvent, report_health
+from orchestrator.bus.publishing import places_for
 from orchestrator.bus.registration import directory_of
 from orchestrator.bus.routing import Draft, route
-from orchestrator.bus.rows import DeliveryRow, held_delivery, inbox_depth
+from orchestrator.bus.rows import DeliveryRow, held_delivery
 from orchestrator.bus.tasks import tasks_of
 from orchestrator.store.state import read_state
 from orchestrator.store.transaction import Transaction
@@ -90,7 +91,7 @@ def _obstacle(tx: Transaction, row: DeliveryRow, offer: Offer) -> Problem | None
         hops=row.hops + 1,
         expires_us=tx.now_us + MESSAGE_TTL_US,
     )
-    plan = route(draft, directory_of(tx), lambda agent: inbox_depth(tx, agent), tx.now_us)
+    plan = route(draft, directory_of(tx), places_for(tx, row.agent), tx.now_us)
     return plan.problem if isinstance(plan, Failure) else None
 
 

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.exits import EPILOG, CommandError, Exit
-from orchestrator.cli.options import FILE, json_option, required_config_option
+from orchestrator.cli.options import (
+    DIRECTORY,
+    FILE,
+    Seconds,
+    json_option,
+    required_config_option,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,6 +85,44 @@ def component(component: Path | None, agents: tuple[int, ...], as_json: bool) ->
         raise CommandError.of(failure) from failure
     except ProjectError as error:
         raise CommandError(Exit.FAILED, str(error), error.cure) from error
+    report(measures, as_json=as_json)
+
+
+@bench.command(epilog=EPILOG)
+@click.option("--duration", type=Seconds(), help="Of each run.  [default: 3s]")
+@click.option("--quick", is_flag=True, help="See whether it works, in a minute; figures are rough.")
+@click.option("--full", is_flag=True, help="Store a million messages, however long it takes.")
+@click.option(
+    "--folder", type=DIRECTORY, help="Measure on the disk of this folder.  [default: /var/tmp]"
+)
+@json_option
+def bus(
+    duration: float | None, quick: bool, full: bool, folder: Path | None, as_json: bool
+) -> None:
+    """How fast is the bus, beside the brokers that are installed?
+
+    Starts a daemon of its own. Every message of 256 bytes is published, handled in a sandboxed
+    worker and completed, each on disk before it is acknowledged. NATS JetStream and Redis Streams
+    do the same work where nats-server, redis-server and `pip install 'agentd[bench]'` are there.
+    """
+    from ipc_protocol.errors import Failure
+
+    measuring = importlib.import_module("orchestrator.bench.bus")
+    settings = (measuring.QUICK if quick else measuring.Settings())._replace(full=full)
+    if duration is not None:
+        settings = settings._replace(seconds=duration)
+    if folder is not None:
+        settings = settings._replace(folder=folder)
+    try:
+        with _telling() as tell:
+            measures, notes = measuring.run(settings, tell)
+    except Failure as failure:
+        raise CommandError.of(failure) from failure
+    except OSError as error:
+        message = f"{error.filename or settings.folder}: {error.strerror or error}."
+        raise CommandError(Exit.FAILED, message) from error
+    for note in notes:
+        click.echo(note, err=True)
     report(measures, as_json=as_json)
 
 

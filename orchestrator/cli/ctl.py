@@ -7,7 +7,7 @@ import click
 from ipc_protocol import control, methods
 from ipc_protocol.inference import Nothing
 from ipc_protocol.values import PRIORITIES, Priority
-from orchestrator.cli import agents, output, trace_view, views, watch_view
+from orchestrator.cli import agents, bus, output, trace_view, views, watch_view
 from orchestrator.cli.calls import call, print_answer, socket_path
 from orchestrator.cli.exits import EPILOG
 from orchestrator.cli.options import Seconds, bytes_argument, daemon_options, text_argument
@@ -34,6 +34,7 @@ def ctl() -> None:
 
 
 ctl.add_command(agents.agents)
+ctl.add_command(bus.bus)
 
 
 # ---- What there is ------------------------------------------------------------------------------
@@ -127,13 +128,13 @@ def ask(
     TEXT opens a conversation (- reads it from the standard input). With --wait, the reply is
     printed. Asking again with the same --correlation opens no second conversation.
     """
-    from orchestrator.control import correlations
+    from orchestrator.bus import correlations
 
     question = control.Ask(
         text=text_argument(text),
         to=to,
         priority=priority,
-        correlation=correlation or correlations.fresh(),
+        correlation=correlation or correlations.fresh(1)[0],
     )
     if wait:
         from orchestrator.cli import asking
@@ -176,29 +177,59 @@ def _print_reply(conversation: control.Conversation, *, as_json: bool) -> None:
 @ctl.command(epilog=EPILOG)
 @click.argument("topic")
 @click.argument("payload")
+@click.option(
+    "--id",
+    "message_id",
+    metavar="ID",
+    help="Your own name for the message. Sent again under it, it is still the same message.",
+)
 @priority_option
 @correlation_option
+@click.option(
+    "--wait/--no-wait",
+    default=False,
+    help="Wait until every agent that receives it is done with it, or only until it is on disk.",
+)
+@timeout_option
 @daemon_options
 def send(
     topic: str,
     payload: str,
+    message_id: str | None,
     priority: Priority,
     correlation: str | None,
+    wait: bool,
+    timeout: float | None,
     socket: Path | None,
     config: Path | None,
     as_json: bool,
 ) -> None:
     """Publish PAYLOAD on TOPIC as the operator.
 
-    PAYLOAD - is read from the standard input.
+    PAYLOAD - is read from the standard input. Who cannot bear that a message is lost or doubled
+    gives it an --id and repeats the command until it succeeds.
     """
-    params = control.Send(
+    from orchestrator.bus import correlations
+    from orchestrator.cli import sending
+
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is how long to --wait.")
+    if wait and correlation is None:
+        # Named here, so that whoever waits in vain knows where to look.
+        correlation = correlations.fresh(1)[0]
+    message = control.Publish(
         topic=topic,
-        payload=bytes_argument(payload),
+        payloads=[bytes_argument(payload)],
+        message_ids=[] if message_id is None else [message_id],
         priority=priority,
         correlation=correlation,
+        wait="handled" if wait else "accepted",
     )
-    print_answer(call(socket, config, methods.SEND, params), views.sent, as_json=as_json)
+    published = sending.send(socket_path(socket, config), message, timeout_s=timeout)
+    if as_json:
+        output.echo_json(views.receipt(published))
+    else:
+        output.echo(views.published(published, handled=wait))
 
 
 @ctl.command(epilog=EPILOG)

@@ -15,6 +15,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("orchestrator.cli.service:check", "Check a configuration, and start nothing."),
     "run": ("orchestrator.cli.service:run", "Run the daemon in the foreground."),
     "models": ("orchestrator.cli.models:models", "Fetch, add and list models."),
+    "store": ("orchestrator.cli.store:store", "Check, back up and restore the database."),
     "component": ("orchestrator.cli.component:component", "Make, build, check and try components."),
     "bench": ("orchestrator.cli.bench:bench", "Measure, and compare with what is promised."),
     "ctl": ("orchestrator.cli.ctl:ctl", "Talk to a running daemon."),

@@ -1,10 +1,10 @@
-"""A conversation as a tree: its deliveries under the message that caused them, their journals, and
-what was remembered."""
+"""A conversation as a tree of causes: each message with its deliveries, and under each of them its
+journal, what was remembered, what it published, and how it died."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from ipc_protocol.control import JournalStep, Trace, TracedDelivery, TracedMessage
+from ipc_protocol.control import DeadLetter, JournalStep, Trace, TracedDelivery, TracedMessage
 from orchestrator.cli import output
 from orchestrator.cli.views import HASH_DIGITS
 
@@ -32,9 +32,10 @@ def trace(answer: Trace) -> "Tree":
     tree.add(output.words(("question", "dim"), (conversation.question, "")))
     for message in _roots(answer.messages):
         _add_message(tree, message, answer)
+    shown = {delivery.delivery for delivery in answer.deliveries}
     for letter in answer.dead_letters:
-        parts = (("dead letter", "bold red"), (letter.agent, "bold"), (letter.reason, ""))
-        tree.add(output.words(*parts))
+        if letter.delivery not in shown:
+            tree.add(_dead_letter(letter))
     if conversation.reply is not None:
         tree.add(output.words(("reply", "bold green"), (conversation.reply, "")))
     if answer.cut:
@@ -51,32 +52,69 @@ def _roots(messages: Iterable[TracedMessage]) -> list[TracedMessage]:
 
 def _add_message(tree: "Tree", message: TracedMessage, answer: Trace) -> None:
     branch = tree.add(
-        output.words((message.sender, "bold"), (f"→ {message.topic}", "cyan"), (message.text, ""))
+        output.words(
+            (f"{message.message}", "dim"),
+            (message.sender, "bold"),
+            (f"→ {message.topic}", "cyan"),
+            (message.text, ""),
+            (f"hop {message.hops}" if message.hops else "", "dim"),
+        )
     )
     caused = [one for one in answer.messages if one.cause == message.message]
-    for delivery in answer.deliveries:
-        if delivery.message == message.message:
-            node = _add_delivery(branch, delivery)
-            for one in [one for one in caused if one.sender == delivery.agent]:
-                _add_message(node, one, answer)
-    agents = {one.agent for one in answer.deliveries if one.message == message.message}
-    for one in [one for one in caused if one.sender not in agents]:
+    deliveries = [one for one in answer.deliveries if one.message == message.message]
+    for delivery in deliveries:
+        node = _add_delivery(branch, delivery)
+        for one in [one for one in caused if _is_from(one, delivery)]:
+            caused.remove(one)
+            _add_message(node, one, answer)
+        for letter in answer.dead_letters:
+            if letter.delivery == delivery.delivery:
+                node.add(_dead_letter(letter))
+    for one in caused:
         _add_message(branch, one, answer)
+
+
+def _is_from(message: TracedMessage, delivery: TracedDelivery) -> bool:
+    """Its completion published it; what was sent again by a person is only known by its sender."""
+    if message.produced_by is not None:
+        return message.produced_by == delivery.delivery
+    return message.sender == delivery.agent
+
+
+def _dead_letter(letter: DeadLetter) -> "Text":
+    again = "" if letter.replayed_as is None else f"sent again as message {letter.replayed_as}"
+    return output.words(
+        (f"dead letter {letter.number}" if letter.number else "dead letter", "bold red"),
+        (letter.agent, "bold"),
+        (f"→ {letter.topic}" if letter.message is None and letter.topic else "", "cyan"),
+        (letter.code, "red"),
+        (letter.reason, ""),
+        (again, "green"),
+    )
 
 
 def _add_delivery(tree: "Tree", delivery: TracedDelivery) -> "Tree":
     outcome = delivery.outcome or delivery.state
     took = "" if delivery.done_us is None else output.span(delivery.done_us - delivery.queued_us)
     attempts = f"{delivery.attempts} attempts" if delivery.attempts > 1 else ""
+    reason = "" if delivery.state == "parked" else delivery.reason
     node = tree.add(
         output.words(
+            (f"{delivery.delivery}", "dim"),
             (delivery.agent, "bold"),
             (outcome, OUTCOME_STYLES.get(outcome, "yellow")),
-            (delivery.reason, ""),
+            ("composing" if delivery.composing else "", "blue"),
+            (reason, ""),
             (took, "dim"),
             (attempts, "yellow"),
+            (f"run {delivery.run + 1}" if delivery.run else "", "dim"),
+            (f"{delivery.deaths} workers died of it" if delivery.deaths else "", "red"),
         )
     )
+    if delivery.parked_reason:
+        node.add(_parked(delivery))
+    if delivery.last_error and delivery.last_error != reason:
+        node.add(output.words(("last error", "red"), (delivery.last_error, "")))
     for step in delivery.steps:
         node.add(_step(step))
     for trap in delivery.traps:
@@ -103,10 +141,22 @@ def _add_delivery(tree: "Tree", delivery: TracedDelivery) -> "Tree":
     return node
 
 
+def _parked(delivery: TracedDelivery) -> "Text":
+    until = delivery.parked_until_us
+    return output.words(
+        (f"parked: {delivery.parked_reason}", "yellow"),
+        (f"on {delivery.parked_on}" if delivery.parked_on else "", ""),
+        (
+            "until somebody wakes it" if until is None else f"until {output.local_time(until)}",
+            "dim",
+        ),
+    )
+
+
 def _step(step: JournalStep) -> "Text":
     tokens = f"{step.generated_tokens} tokens" if step.generated_tokens else ""
     return output.words(
-        (f"{step.step}", "dim"),
+        (f"{step.run + 1}.{step.step}" if step.run else f"{step.step}", "dim"),
         (step.phase, "blue"),
         (step.kind, "cyan"),
         (step.summary, ""),

@@ -16,6 +16,7 @@ from ipc_protocol.control import (
     EngineSummary,
     Memories,
     OnProbation,
+    Published,
     Status,
     Tasks,
 )
@@ -331,12 +332,27 @@ def asked(answer: Receipt) -> "Text":
     )
 
 
-def sent(answer: Receipt) -> "Text":
+def sent(answer: Receipt, outcome: str = "accepted for") -> "Text":
     takers = ", ".join(answer.subscribers) or "nobody yet"
     return output.text(
-        f"{answer.correlation}  accepted for {takers}\n"
+        f"{answer.correlation}  {outcome} {takers}\n"
         f"agentd ctl trace {answer.correlation}  shows what becomes of it"
     )
+
+
+def receipt(answer: Published) -> Receipt:
+    """Of the one message that was published."""
+    return Receipt(
+        message=answer.messages[0],
+        correlation=answer.correlations[0],
+        subscribers=answer.subscribers,
+    )
+
+
+def published(answer: Published, *, handled: bool) -> "Text":
+    """What became of one message; handled does not say how well."""
+    outcome = "handled by" if handled else "accepted for"
+    return sent(receipt(answer), f"was sent before, {outcome}" if answer.repeated else outcome)
 
 
 def _state(state: str) -> "Text":

@@ -15,7 +15,7 @@ import msgspec
 from ipc_protocol.aio import Call, Handlers
 from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.inference import Nothing
-from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE, WORKER_START, WORKER_STOP
+from ipc_protocol.methods import WORK_EFFECT, WORKER_START, WORKER_STOP
 from ipc_protocol.work import (
     Completion,
     Effect,
@@ -30,7 +30,7 @@ from orchestrator.components.compiling import Ready
 from orchestrator.components.standin import StandIn
 from orchestrator.components.workbench import UID, Workbench
 from orchestrator.supervision import childlog
-from orchestrator.workers import Worker
+from orchestrator.workers import Worker, handle_alone
 
 GRACE_SECONDS: Final = 60.0
 """Beyond what the calls of a component may take: the rest of a run takes milliseconds."""
@@ -101,7 +101,7 @@ async def run(
                 async with asyncio.timeout(seconds_max):
                     line = worker.connection
                     ready = await line.call(WORKER_START, start)
-                    completion = await line.call(WORKER_HANDLE, handle(ready))
+                    completion = await handle_alone(line, handle(ready))
                     with contextlib.suppress(Failure):  # what it does at its end changes nothing
                         await line.call(WORKER_STOP, Nothing())
             except Failure as failure:

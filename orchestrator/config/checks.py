@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ipc_protocol.inference import Sampling
+from ipc_protocol.limits import ECHO_TOPICS_MAX
 from orchestrator import prompts
 from orchestrator.bus import topics
 from orchestrator.config.own import OwnFiles
@@ -153,6 +154,7 @@ def _check_agent(
         )
     _check_role(agent, config, findings)
     _check_component(agent, findings)
+    _check_echo(agent, findings)
     _check_delegates(agent, config, retired, findings)
     _check_host_read(agent, findings)
     _check_sampling(agent.sampling, (*path, "sampling"), findings)
@@ -163,7 +165,7 @@ def _check_agent(
 def _check_role(agent: AgentConfig, config: Config, findings: Findings) -> None:
     path: KeyPath = ("agent", agent.name)
     if agent.role == "agent":
-        if not agent.duties and agent.component is None:
+        if not agent.duties and agent.component is None and agent.brain == "loop":
             cure = "Without them screening never finds it responsible."
             findings.warning(path, "no duties", "at least a few short phrases", cure)
         return
@@ -200,6 +202,22 @@ def _check_component(agent: AgentConfig, findings: Findings) -> None:
             f"less than `memory`, which is {render_size(limits.memory_bytes)}",
             "The worker needs up to 64 MiB besides.",
         )
+
+
+def _check_echo(agent: AgentConfig, findings: Findings) -> None:
+    path: KeyPath = ("agent", agent.name)
+    if agent.brain != "echo":
+        return
+    if agent.role == "conductor":
+        findings.problem((*path, "brain"), "echo, for the conductor", "loop: it composes replies")
+    if len(agent.echoes_on or ()) > ECHO_TOPICS_MAX:
+        findings.problem(
+            (*path, "publishes"),
+            f"{len(agent.echoes_on or ())} topics for an echo",
+            f"at most {ECHO_TOPICS_MAX}",
+        )
+    for key in _said(agent, ("component", "duties", "ignores", "tools", "delegate")):
+        findings.problem((*path, key), 'a key that `brain = "echo"` has no use for', "no such key")
 
 
 def _said(section: AgentConfig | LimitsConfig, names: Sequence[str]) -> list[str]:

@@ -311,7 +311,7 @@ def _identity(name: str, agent: AgentConfig, findings: Findings) -> str:
         identity = identity or (text or "").strip()
         if text is not None and not identity:
             findings.problem(key, "an empty file", "an identity, in one or two sentences")
-    elif not identity and agent.component is not None:
+    elif not identity and (agent.component is not None or agent.brain == "echo"):
         identity = f"You are {name}."
     elif not identity:
         expected = f"`identity` or `identity_file`: who {name} is, in one or two sentences"

@@ -200,6 +200,20 @@ class ConversationConfig(Section, frozen=True):
     """The agent of role conductor, or None."""
 
 
+class BusConfig(Section, frozen=True):
+    """Messages once they are handled."""
+
+    retention_us: Annotated[
+        Duration,
+        Meta(
+            ge=60_000_000,
+            description="How long a conversation can be looked at after its end, and how long a "
+            "publisher's id keeps doubles of a message out. Dead letters stay until they are "
+            "purged.",
+        ),
+    ] = field(default=7 * 86_400_000_000, name="retention")
+
+
 class ComponentsConfig(Section, frozen=True):
     """How the components of agents are compiled: once for each, by a confined process."""
 
@@ -328,6 +342,14 @@ class AgentConfig(Section, frozen=True):
     delegate: Annotated[
         list[str], Meta(description="Agents to whom it may hand a message on.")
     ] = []
+    brain: Annotated[
+        Literal["loop", "echo"],
+        Meta(
+            description="*loop* triages, acts and reflects. *echo* is built in, to measure and to "
+            "test with: it takes every message at once, without model, and publishes it again on "
+            "each of `publishes` that is no pattern."
+        ),
+    ] = "loop"
     component: Annotated[
         Path | None,
         Meta(
@@ -402,13 +424,22 @@ class AgentConfig(Section, frozen=True):
     def needs_model(self) -> bool:
         """Triage and act of a model, or of a component that may ask one. A component without
         duties takes what it receives."""
+        if self.brain == "echo":
+            return False
         return self.component is None or bool(self.duties) or "inference" in self.imports
 
     @property
     def screened(self) -> bool:
         """What it receives is compared with all duties first. One without duties that a component
         acts for takes everything, so there is nothing to find out."""
-        return self.component is None or bool(self.duties)
+        return self.brain == "loop" and (self.component is None or bool(self.duties))
+
+    @property
+    def echoes_on(self) -> list[str] | None:
+        """Where an *echo* publishes what it gets; None for an agent that is none."""
+        if self.brain != "echo":
+            return None
+        return [topic for topic in self.publishes if not set("*>") & set(topic)]
 
 
 class Config(Section, frozen=True):
@@ -426,6 +457,7 @@ class Config(Section, frozen=True):
     embedding: EmbeddingConfig = EmbeddingConfig()
     screening: ScreeningConfig = ScreeningConfig()
     conversation: ConversationConfig = ConversationConfig()
+    bus: BusConfig = BusConfig()
     components: ComponentsConfig = ComponentsConfig()
     gateway: GatewayConfig = GatewayConfig()
     agents: Annotated[dict[str, AgentConfig], Meta(extra={"of": AgentConfig})] = field(

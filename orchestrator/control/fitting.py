@@ -88,6 +88,8 @@ def _texts(trace: Trace) -> Iterator[str]:
         yield message.text
     for delivery in trace.deliveries:
         yield delivery.reason
+        yield delivery.last_error
+        yield delivery.parked_on
         for memory in delivery.memories:
             yield memory.text
         for trap in delivery.traps:
@@ -95,6 +97,7 @@ def _texts(trace: Trace) -> Iterator[str]:
             yield trap.backtrace
     for letter in trace.dead_letters:
         yield letter.reason
+        yield letter.last_error
 
 
 class _Knife:
@@ -115,7 +118,8 @@ class _Knife:
             messages=[replace(one, text=self._text(one.text)) for one in trace.messages],
             deliveries=[self._delivery(one) for one in trace.deliveries],
             dead_letters=[
-                replace(one, reason=self._text(one.reason)) for one in trace.dead_letters
+                replace(one, reason=self._text(one.reason), last_error=self._text(one.last_error))
+                for one in trace.dead_letters
             ],
         )
 
@@ -124,6 +128,8 @@ class _Knife:
         return replace(
             delivery,
             reason=self._text(delivery.reason),
+            last_error=self._text(delivery.last_error),
+            parked_on=self._text(delivery.parked_on),
             steps=[self._step(step) for step in delivery.steps],
             memories=[replace(one, text=self._text(one.text)) for one in delivery.memories],
             traps=[

@@ -15,6 +15,8 @@ _SUMMARIES: Final[dict[str, Callable[[Data], str]]] = {
     "conversation.answered": lambda data: data["reply"],
     "conversation.composing": lambda data: "every delivery has settled; the reply is composed",
     "deadletter": lambda data: f"{data['topic']}: {data['reason']}",
+    "deadletter.purged": lambda data: f"{len(data['dead_letters'])} removed",
+    "deadletter.replayed": lambda data: f"{data['dead_letter']} is message {data['message']} now",
     "delivery.done": lambda data: f"{data['outcome']}: {data['reason']}",
     "delivery.failed": lambda data: data["error"],
     "delivery.leased": lambda data: f"delivery {data['delivery']}, attempt {data['attempt']}",

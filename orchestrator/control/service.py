@@ -17,6 +17,7 @@ from ipc_protocol.methods import (
     ATTENTION_ANSWER,
     ATTENTION_LIST,
     MEMORY,
+    PUBLISH,
     SEND,
     SLOTS,
     STATUS,
@@ -27,12 +28,11 @@ from ipc_protocol.methods import (
 from ipc_protocol.values import Receipt
 from orchestrator.bus import topics
 from orchestrator.bus.attention import AnswerAttention, answer_attention
-from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.publishing import Publish
 from orchestrator.bus.routing import OPERATOR
-from orchestrator.control import correlations
 from orchestrator.control.happenings import happening
 from orchestrator.control.views import Views
-from orchestrator.metrics import Metrics
+from orchestrator.intake import Intake
 from orchestrator.store.store import Store
 from orchestrator.supervision.restart import RELEASE_WORDS, releases
 
@@ -63,8 +63,8 @@ class Service:
         self,
         running: Running,
         store: Store,
+        intake: Intake,
         views: Views,
-        metrics: Metrics,
         time_to_live_us: int,
         clock_us: Callable[[], int],
     ) -> None:
@@ -72,7 +72,7 @@ class Service:
         self._running = running
         self._store = store
         self._views = views
-        self._metrics = metrics
+        self._intake = intake
         self._time_to_live_us = time_to_live_us
 
     def handlers(self) -> Handlers:
@@ -83,6 +83,7 @@ class Service:
             .add(ASK, self._ask)
             .add(ANSWER, self._answer)
             .add(SEND, self._send)
+            .add(PUBLISH, self._publish)
             .add(WATCH, self._watch)
             .add(TRACE, self._trace)
             .add(SLOTS, self._slots)
@@ -103,40 +104,60 @@ class Service:
 
     # -- talking to agents
 
-    async def _ask(self, ask: control.Ask, _: Call) -> Receipt:
+    async def _ask(self, ask: control.Ask, call: Call) -> Receipt:
         if not ask.text.strip():
             raise Failure("request.invalid", "The question is empty.", "Say what you want.")
         if ask.to is not None:
             self._require_agent(ask.to)
         topic = topics.USER_REQUEST if ask.to is None else topics.agent_topic(ask.to)
-        return await self._publish(topic, ask.text.encode(), ask)
-
-    async def _send(self, send: control.Send, _: Call) -> Receipt:
-        return await self._publish(send.topic, send.payload, send)
-
-    async def _publish(
-        self, topic: str, payload: bytes, request: control.Ask | control.Send
-    ) -> Receipt:
-        named = request.correlation
+        payload = ask.text.encode()
+        retry = _retry_id(ask.correlation, topic, payload)
         message = Publish(
             topic=topic,
-            payload=payload,
-            correlation=named or correlations.fresh(),
-            priority=request.priority,
-            expires_us=self._clock_us() + self._time_to_live_us,
-            message_id=_retry_id(named, topic, payload)
-            if isinstance(request, control.Ask)
-            else None,
+            payloads=[payload],
+            correlation=ask.correlation,
+            priority=ask.priority,
+            expires_us=self._expires_us(),
+            message_ids=[] if retry is None else [retry],
+            asked=True,
         )
-        try:
-            return await self._store.apply(publish, OPERATOR, message)
-        except Failure as failure:
-            self._metrics.publish_refused(failure.code)
-            raise
+        return (await self._intake.publish(call.connection, message)).receipt
+
+    async def _send(self, send: control.Send, call: Call) -> Receipt:
+        message = Publish(
+            topic=send.topic,
+            payloads=[send.payload],
+            correlation=send.correlation,
+            priority=send.priority,
+            expires_us=self._expires_us(),
+        )
+        return (await self._intake.publish(call.connection, message)).receipt
+
+    async def _publish(self, publish: control.Publish, call: Call) -> control.Published:
+        message = Publish(
+            topic=publish.topic,
+            payloads=publish.payloads,
+            correlation=publish.correlation,
+            priority=publish.priority,
+            expires_us=self._expires_us(),
+            message_ids=publish.message_ids,
+        )
+        handled = publish.wait == "handled"
+        accepted = await self._intake.publish(call.connection, message, handled=handled)
+        return control.Published(
+            messages=accepted.messages,
+            correlations=accepted.correlations,
+            subscribers=accepted.subscribers,
+            repeated=accepted.repeated,
+        )
+
+    def _expires_us(self) -> int:
+        return self._clock_us() + self._time_to_live_us
 
     async def _answer(self, wait: control.AwaitAnswer, _: Call) -> control.Conversation:
         kinds = {"conversation.answered"}
         with self._store.changes.subscribe(kinds, WATCH_CHANGES_MAX) as changes:
+            await self._store.settle()
             conversation = await self._views.conversation(wait.correlation)
             while conversation.state != "answered":
                 await anext(changes)

@@ -28,7 +28,7 @@ class Subscription:
     def __init__(self, changes: "Changes", kinds: Collection[str] | None, capacity: int) -> None:
         assert capacity > 0
         self._changes = changes
-        self._kinds = None if kinds is None else frozenset(kinds)
+        self.kinds = None if kinds is None else frozenset(kinds)
         self._capacity = capacity
         # One place is kept for the end marker, so that closing never has to wait.
         self._queue: asyncio.Queue[Change | None] = asyncio.Queue(maxsize=capacity + 1)
@@ -36,7 +36,7 @@ class Subscription:
         self._closed = False
 
     def offer_nowait(self, change: Change) -> None:
-        if self._closed or (self._kinds is not None and change.kind not in self._kinds):
+        if self._closed or (self.kinds is not None and change.kind not in self.kinds):
             return
         if self._lost or self._queue.qsize() >= self._capacity:
             # Once one is lost, the rest waits behind the marker: the order stays true.
@@ -82,12 +82,23 @@ class Changes:
     def __init__(self) -> None:
         self._subscriptions: list[Subscription] = []
         self._closed = False
+        self._followed: frozenset[str] | None = frozenset()
+        """None: all."""
         self.latest_us = 0
 
+    def follows(self, kind: str) -> bool:
+        """Does anybody follow changes of this kind? Asked by the writer's thread."""
+        followed = self._followed
+        return followed is None or kind in followed
+
     def subscribe(self, kinds: Collection[str] | None, capacity: int) -> Subscription:
-        """Follow changes of `kinds` (None: all) from now on, at most `capacity` of them unread."""
+        """Follow changes of `kinds` (None: all) from now on, at most `capacity` of them unread.
+
+        Changes of what is under way may be missed; see `Store.settle`.
+        """
         subscription = Subscription(self, kinds, capacity)
         self._subscriptions.append(subscription)
+        self._count()
         if self._closed:
             subscription.close()
         return subscription
@@ -100,6 +111,12 @@ class Changes:
 
     def forget(self, subscription: Subscription) -> None:
         self._subscriptions.remove(subscription)
+        self._count()
+
+    def _count(self) -> None:
+        kinds = [subscription.kinds for subscription in self._subscriptions]
+        named = [each for each in kinds if each is not None]
+        self._followed = frozenset().union(*named) if len(named) == len(kinds) else None
 
     def close(self) -> None:
         self._closed = True

@@ -6,14 +6,17 @@ would not report), so the writer declares itself failed and writes nothing more:
 file again tells what is true.
 """
 
+import logging
 import queue
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from ipc_protocol.errors import Failure
-from orchestrator.store.changes import Change
+from orchestrator.failpoints import reach
 from orchestrator.store.database import Database
-from orchestrator.store.transaction import Transaction
+from orchestrator.store.transaction import Outcome, Transaction, is_fatal
+
+log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -31,7 +34,7 @@ assert REDUCERS_WAITING_MAX >= 2 * REDUCERS_PER_COMMIT_MAX
 class Request:
     """A reducer on its way to disk: what to run, and what came of it."""
 
-    __slots__ = ("actor", "arguments", "changes", "error", "reducer", "result", "token")
+    __slots__ = ("actor", "arguments", "error", "outcome", "reducer", "result", "token")
 
     def __init__(
         self, reducer: Reducer[Any, Any], actor: str, arguments: Any, token: Any = None
@@ -42,12 +45,13 @@ class Request:
         self.token = token
         self.result: Any = None
         self.error: BaseException | None = None
-        self.changes: list[Change] = []
+        self.outcome = Outcome()
 
 
 class Writer:
     """Runs in its own thread, and calls there: `settled` with the requests of each batch,
-    `on_commit` with the reducers and seconds of each that is on disk."""
+    `on_commit` with the reducers and seconds of each that is on disk. `follows` tells whether
+    anybody wants to hear of a kind of change."""
 
     def __init__(
         self,
@@ -55,13 +59,15 @@ class Writer:
         clock_us: Callable[[], int],
         settled: Callable[[list[Request]], None],
         on_commit: Callable[[int, float], None] = lambda reducers, seconds: None,
+        follows: Callable[[str], bool] = lambda kind: True,
     ) -> None:
         self._database = database
         self._clock_us = clock_us
         self._settled = settled
         self._on_commit = on_commit
+        self._follows = follows
         self._waiting: queue.Queue[Request | None] = queue.Queue(maxsize=REDUCERS_WAITING_MAX + 1)
-        self._cache: dict[str, Any] = {}
+        self._memory: dict[str, Any] = {}
         self._stopping = False
         self.failed: Failure | None = None
 
@@ -78,7 +84,17 @@ class Writer:
             if batch := self._next_batch():
                 self.commit(batch)
                 self._settled(batch)
-        self._database.close()
+        self._close()
+
+    def _close(self) -> None:
+        try:
+            if self.failed is None:
+                self._database.close()
+            else:
+                self._database.abandon()
+        except Exception:
+            # What is committed is in the log, where the next start finds it.
+            log.exception("The store %s could not be closed properly.", self._database.path)
 
     def _next_batch(self) -> list[Request]:
         batch: list[Request] = []
@@ -103,7 +119,9 @@ class Writer:
             self._database.execute("BEGIN IMMEDIATE")
             for request in batch:
                 self._run_in_savepoint(request)
-            self._database.execute("COMMIT")
+            reach("writer.before-commit")
+            self._database.commit()
+            reach("writer.after-commit")
             self._on_commit(len(batch), (self._clock_us() - began_us) / 1e6)
         except Exception as error:  # noqa: BLE001 - the waiting callers must hear of any of them
             self._take_back(batch, error)
@@ -111,36 +129,32 @@ class Writer:
     def _run_in_savepoint(self, request: Request) -> None:
         database = self._database
         database.execute("SAVEPOINT reducer")
-        transaction = Transaction(database, request.actor, self._clock_us(), self._cache)
+        transaction = Transaction(
+            database, request.actor, self._clock_us(), self._memory, self._follows
+        )
+        request.outcome = transaction.outcome
         try:
             request.result = request.reducer(transaction, request.arguments)
         except Exception as error:
-            if not database.in_transaction or _is_fatal(error):
-                raise  # SQLite has already taken back the whole transaction, or must.
+            if not database.in_transaction or is_fatal(error):
+                raise
             request.error = error
-            self._cache.clear()
-            database.execute("ROLLBACK TO reducer")
-        else:
-            request.changes = transaction.changes
+            request.outcome.take_back()
+            database.rollback_to("reducer")
         database.execute("RELEASE reducer")
 
     def _take_back(self, batch: list[Request], error: Exception) -> None:
-        self._cache.clear()
+        for request in reversed(batch):
+            request.outcome.take_back()
         if not (isinstance(error, Failure) and error.code == "store.full"):
             self.failed = self.failed or _failed(error, self._database)
         try:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
+            self._database.rollback()
         except Exception as again:  # noqa: BLE001 - a rollback that fails is a failed store
             self.failed = self.failed or _failed(again, self._database)
         for request in batch:
-            request.changes = []
             request.result = None
             request.error = self.failed or error
-
-
-def _is_fatal(error: Exception) -> bool:
-    return isinstance(error, Failure) and error.code in ("store.full", "store.unavailable")
 
 
 def _failed(error: Exception, database: Database) -> Failure:

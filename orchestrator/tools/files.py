@@ -10,7 +10,9 @@ from ipc_protocol.work import ToolResult
 from orchestrator.printable import printable
 from orchestrator.tools import limits
 from orchestrator.tools.folder import Entry
+from orchestrator.tools.paths import scratch_name
 from orchestrator.tools.tool import (
+    Outside,
     Tool,
     ToolArguments,
     ToolContext,
@@ -60,15 +62,38 @@ async def list_(arguments: ListArguments, context: ToolContext) -> ToolResult:
     return ToolResult(ok=True, output=cut("\n".join(lines), limits.FILE_OUTPUT_CHARACTERS_MAX))
 
 
+async def prepare_write(arguments: WriteArguments, context: ToolContext) -> None:
+    folder, data = context.folder, _data(arguments)
+    left = await asyncio.to_thread(folder.staged)
+    if left:
+        waiting = {scratch_name(key) for key in await context.calls_in_flight()}
+        await asyncio.to_thread(folder.discard, left - waiting)
+    await asyncio.to_thread(folder.stage, arguments.path, data, context.key)
+
+
 async def write(arguments: WriteArguments, context: ToolContext) -> ToolResult:
+    await asyncio.to_thread(context.folder.put, arguments.path, context.key)
+    return _written(arguments)
+
+
+async def recover_write(arguments: WriteArguments, context: ToolContext) -> ToolResult | None:
+    finish = context.folder.finish
+    done = await asyncio.to_thread(finish, arguments.path, _data(arguments), context.key)
+    return _written(arguments) if done else None
+
+
+def _data(arguments: WriteArguments) -> bytes:
     try:
-        data = arguments.content.encode()
+        return arguments.content.encode()
     except UnicodeEncodeError as error:
         raise Failure(
             "tool.failed", "The content has half a character in it.", "Write plain Unicode."
         ) from error
-    await asyncio.to_thread(context.folder.write, arguments.path, data)
-    return ToolResult(ok=True, output=f"Wrote {len(data)} bytes to {arguments.path}.")
+
+
+def _written(arguments: WriteArguments) -> ToolResult:
+    size_bytes = len(_data(arguments))
+    return ToolResult(ok=True, output=f"Wrote {size_bytes} bytes to {arguments.path}.")
 
 
 def _line(entry: Entry) -> str:
@@ -101,4 +126,10 @@ FS_WRITE: Final = Tool(
         }
     ),
     write,
+    outside=Outside(
+        prepare_write,
+        recover_write,
+        "The file does not hold what was to be written: it was changed since, or never written. "
+        "Read it before you write it again.",
+    ),
 )

@@ -3,6 +3,7 @@
 All of it blocks, so callers run it in a thread. Nothing here follows a link of any kind: paths are
 resolved by the kernel (openat2 beneath the folder), and a file with a second name is refused, since
 that name may lie outside. Writes are atomic and durable.
+How a write is told apart from one that was never made is `staging`'s.
 
 The folder is measured at every write instead of being accounted from memory: a person may have put
 something there, and a count that can drift is a count that will.
@@ -13,21 +14,17 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
 from ipc_protocol.errors import Failure
-from orchestrator.tools import limits
-from orchestrator.tools.openat2 import BENEATH, openat2
-from orchestrator.tools.paths import SCRATCH_NAME, parse_path
-
-_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY
-# Without O_NONBLOCK the opening of a FIFO would wait for its other end for ever.
-_READ_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
-_WRITE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+from orchestrator.tools import limits, staging
+from orchestrator.tools.openat2 import BENEATH, FOLDER_FLAGS, READ_FLAGS, openat2
+from orchestrator.tools.paths import SCRATCH_PREFIX, parse_path, scratch_name
+from orchestrator.tools.plain import read_at_most, require_plain_file
 
 
 class FolderLimits(msgspec.Struct, frozen=True):
@@ -56,6 +53,9 @@ class _Measure(NamedTuple):
     bytes: int
     files: int
 
+    def plus(self, other: "_Measure") -> "_Measure":
+        return _Measure(self.bytes + other.bytes, self.files + other.files)
+
 
 class WorkFolder:
     """The files of one agent. Raises `Failure` (`tool.failed`) for whatever cannot be done."""
@@ -63,17 +63,17 @@ class WorkFolder:
     def __init__(self, path: Path, folder_limits: FolderLimits) -> None:
         self._path = path
         self._limits = folder_limits
-        # Measuring and writing are one step: two writes at once could both find room.
+        # Measuring and staging are one step: two writes at once could both find room.
         self._writing = threading.Lock()
 
     def read(self, path: str) -> FileText:
         """The first `FILE_READ_BYTES_MAX` bytes of a regular file."""
         names = parse_path(path)
         with _explained(path), self._opened() as root:
-            file = openat2(root, "/".join(names) or ".", _READ_FLAGS, BENEATH)
+            file = openat2(root, "/".join(names) or ".", READ_FLAGS, BENEATH)
             try:
                 status = os.fstat(file)
-                _require_plain_file(path, status)
+                require_plain_file(path, status)
                 return FileText(read_at_most(file, limits.FILE_READ_BYTES_MAX), status.st_size)
             finally:
                 os.close(file)
@@ -82,47 +82,71 @@ class WorkFolder:
         """What lies in a folder, by name; at most one more than the folder's limit of files."""
         names = parse_path(path)
         with _explained(path), self._opened() as root:
-            folder = openat2(root, "/".join(names) or ".", _FOLDER_FLAGS, BENEATH)
+            folder = openat2(root, "/".join(names) or ".", FOLDER_FLAGS, BENEATH)
             try:
                 return sorted(_entries(folder, self._limits.files_max + 1))
             finally:
                 os.close(folder)
 
-    def write(self, path: str, data: bytes) -> None:
-        """Create or replace a file, at once or not at all. The folders above it are made."""
-        names = parse_path(path)
-        if not names:
-            raise Failure("tool.failed", "The path names no file.", "Name one, like notes.md.")
+    def stage(self, path: str, data: bytes, key: str) -> None:
+        """Get a write ready, if there is room for it. Nobody sees it yet; it may be repeated."""
+        names = _names_of_file(path)
         with self._writing, _explained(path), self._opened() as root:
+            with contextlib.suppress(FileNotFoundError):  # left by a crash, perhaps half of it
+                os.unlink(scratch_name(key), dir_fd=root)
             self._check_room(root, names, path, data)
-            with contextlib.ExitStack() as stack:
-                parent = root
-                for name in names[:-1]:
-                    parent = _make_folder(parent, name)
-                    stack.callback(os.close, parent)
-                _require_replaceable(path, parent, names[-1])
-                _write_scratch(root, data)
-                try:
-                    os.replace(SCRATCH_NAME, names[-1], src_dir_fd=root, dst_dir_fd=parent)
-                except OSError:
-                    os.unlink(SCRATCH_NAME, dir_fd=root)
-                    raise
-                os.fsync(parent)
+            staging.stage(root, key, data)
+
+    def staged(self) -> frozenset[str]:
+        """The names under which writes lie that were not put."""
+        with _explained("."), self._opened() as root:
+            return staging.staged_names(root)
+
+    def discard(self, staged: Iterable[str]) -> None:
+        """Remove staged files that nobody will put in their place."""
+        with self._writing, _explained("."), self._opened() as root:
+            for name in staged:
+                assert name.startswith(SCRATCH_PREFIX), name
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=root)
+
+    def put(self, path: str, key: str) -> None:
+        """Create or replace a file by what is staged, at once or not at all. The folders above it
+        are made. What cannot be put stays staged."""
+        names = _names_of_file(path)
+        with self._writing, _explained(path), self._opened() as root:
+            staging.put(root, names, path, key)
+
+    def finish(self, path: str, data: bytes, key: str) -> bool:
+        """Bring a write to its end that may have been put already; False where nobody can tell.
+
+        Raises `Failure` if it was not put, and cannot be.
+        """
+        names = _names_of_file(path)
+        with self._writing, contextlib.ExitStack() as stack:
+            try:
+                root = stack.enter_context(self._opened())
+                staged = scratch_name(key) in staging.staged_names(root)
+            except OSError:
+                return False
+            if not staged:
+                return staging.holds(root, names, data)
+            with _explained(path):
+                staging.put(root, names, path, key)
+            return True
 
     # -- within
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
-        root = os.open(self._path, _FOLDER_FLAGS | os.O_CLOEXEC | os.O_NOFOLLOW)
+        root = os.open(self._path, FOLDER_FLAGS | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             yield root
         finally:
             os.close(root)
 
     def _check_room(self, root: int, names: tuple[str, ...], path: str, data: bytes) -> None:
-        with contextlib.suppress(FileNotFoundError):  # left behind by a crash
-            os.unlink(SCRATCH_NAME, dir_fd=root)
-        held = self._measure(root)
+        held = self._measure(root).plus(_measure_staged(root))
         new_files, replaced_bytes = _cost(root, names)
         bytes_after = held.bytes - replaced_bytes + len(data)
         if bytes_after > self._limits.bytes_max:
@@ -151,10 +175,8 @@ class WorkFolder:
                     entries = _entries(folder, self._limits.files_max + 1)
                 finally:
                     os.close(folder)
-                total = _Measure(
-                    total.bytes + sum(entry.size_bytes for entry in entries),
-                    total.files + len(entries),
-                )
+                size_bytes = sum(entry.size_bytes for entry in entries)
+                total = total.plus(_Measure(size_bytes, len(entries)))
                 if total.files > self._limits.files_max:
                     return total
                 waiting.extend(_subfolders(root, names, entries))
@@ -164,21 +186,25 @@ class WorkFolder:
         return total
 
 
-def read_at_most(file: int, bytes_max: int) -> bytes:
-    """Up to `bytes_max` bytes: files of /proc say size 0 and come in pieces."""
-    pieces: list[bytes] = []
-    missing = bytes_max
-    while missing and (piece := os.read(file, missing)):
-        pieces.append(piece)
-        missing -= len(piece)
-    return b"".join(pieces)
+def _measure_staged(root: int) -> _Measure:
+    """What the writes will take that have found room already."""
+    names = staging.staged_names(root)
+    sizes = (os.stat(name, dir_fd=root, follow_symlinks=False).st_size for name in names)
+    return _Measure(sum(sizes), len(names))
+
+
+def _names_of_file(path: str) -> tuple[str, ...]:
+    names = parse_path(path)
+    if not names:
+        raise Failure("tool.failed", "The path names no file.", "Name one, like notes.md.")
+    return names
 
 
 def _entries(folder: int, count_max: int) -> list[Entry]:
     entries: list[Entry] = []
     with os.scandir(folder) as found:
         for item in found:
-            if item.name == SCRATCH_NAME:
+            if item.name.startswith(SCRATCH_PREFIX):
                 continue
             status = item.stat(follow_symlinks=False)
             is_folder = stat.S_ISDIR(status.st_mode)
@@ -203,7 +229,7 @@ def _subfolders(
             )
         # One that was replaced by a link since it was listed is not entered.
         with contextlib.suppress(OSError):
-            yield below, openat2(root, "/".join(below), _FOLDER_FLAGS, BENEATH)
+            yield below, openat2(root, "/".join(below), FOLDER_FLAGS, BENEATH)
 
 
 def _cost(root: int, names: tuple[str, ...]) -> tuple[int, int]:
@@ -219,47 +245,6 @@ def _cost(root: int, names: tuple[str, ...]) -> tuple[int, int]:
             os.close(found)
         return len(names) - depth, size_bytes
     return len(names), 0
-
-
-def _make_folder(parent: int, name: str) -> int:
-    try:
-        os.mkdir(name, mode=0o700, dir_fd=parent)
-    except FileExistsError:
-        pass
-    else:
-        os.fsync(parent)
-    return openat2(parent, name, _FOLDER_FLAGS, BENEATH)
-
-
-def _write_scratch(root: int, data: bytes) -> None:
-    file = os.open(SCRATCH_NAME, _WRITE_FLAGS | os.O_CLOEXEC, 0o600, dir_fd=root)
-    try:
-        written = 0
-        while written < len(data):
-            written += os.write(file, data[written:])
-        os.fsync(file)
-    except OSError:
-        os.unlink(SCRATCH_NAME, dir_fd=root)
-        raise
-    finally:
-        os.close(file)
-
-
-def _require_replaceable(path: str, parent: int, name: str) -> None:
-    # Only for the error: the replacing itself exchanges the name and follows nothing.
-    with contextlib.suppress(FileNotFoundError):
-        _require_plain_file(path, os.stat(name, dir_fd=parent, follow_symlinks=False))
-
-
-def _require_plain_file(path: str, status: os.stat_result) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise Failure("tool.failed", f"{path!r} is a folder.", "Name a file in it.")
-    if not stat.S_ISREG(status.st_mode):
-        raise Failure("tool.failed", f"{path!r} is not a regular file.", "Use another name.")
-    if status.st_nlink != 1:
-        raise Failure(
-            "tool.failed", f"{path!r} has a second name elsewhere.", "Use a file of its own."
-        )
 
 
 _EXPLANATIONS: Final = {

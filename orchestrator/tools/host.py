@@ -16,13 +16,14 @@ from msgspec import Meta
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import ToolResult
 from orchestrator.tools import disk, limits
-from orchestrator.tools.folder import read_at_most
 from orchestrator.tools.openat2 import (
     AT_FDCWD,
+    READ_FLAGS,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
     openat2,
 )
+from orchestrator.tools.plain import read_at_most
 from orchestrator.tools.summaries import summarise
 from orchestrator.tools.tool import (
     Grants,
@@ -75,9 +76,8 @@ async def read(arguments: HostReadArguments, context: ToolContext) -> ToolResult
 def read_host_file(path: str) -> str:
     """A short reading of a regular file. Blocks. Raises `Failure`."""
     resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     try:
-        file = openat2(AT_FDCWD, path, flags, resolve)
+        file = openat2(AT_FDCWD, path, READ_FLAGS, resolve)
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise Failure("tool.failed", f"{path} is not a regular file.", "Do without it.")

@@ -17,6 +17,10 @@ RESOLVE_BENEATH: Final = 0x08
 BENEATH: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 """Never above the starting folder, never through a link of either kind."""
 
+FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY
+READ_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+"""Without O_NONBLOCK the opening of a FIFO would wait for its other end for ever."""
+
 AT_FDCWD: Final = -100
 _NR_OPENAT2: Final = 437  # the same on every architecture
 _ATTEMPTS_MAX: Final = 64

@@ -6,8 +6,8 @@ from typing import Final
 from ipc_protocol.errors import Failure
 from orchestrator.tools import limits
 
-SCRATCH_NAME: Final = ".agentd-write"
-"""Where a write lies until it is complete; nobody else may use the name."""
+SCRATCH_PREFIX: Final = ".agentd-write"
+"""How the names begin under which writes lie until they are complete; nobody else may use one."""
 
 _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
@@ -26,11 +26,16 @@ def parse_path(text: str) -> tuple[str, ...]:
     return names
 
 
+def scratch_name(key: str) -> str:
+    """Where the write with that idempotency key lies until it is complete."""
+    return f"{SCRATCH_PREFIX}-{key}"
+
+
 def _check_name(text: str, name: str) -> None:
     if name == "..":
         raise _refused(text, "contains '..'")
-    if name == SCRATCH_NAME:
-        raise _refused(text, f"uses the reserved name {SCRATCH_NAME}")
+    if name.startswith(SCRATCH_PREFIX):
+        raise _refused(text, f"uses a name that begins with {SCRATCH_PREFIX}, which is reserved")
     # Control and format characters make two names look alike; a surrogate cannot be encoded.
     if any(unicodedata.category(character) in _UNPRINTABLE for character in name):
         raise _refused(text, "contains a character that cannot be printed")

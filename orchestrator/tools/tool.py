@@ -39,18 +39,40 @@ ToolOutcome: TypeAlias = ToolResult | NeedsPerson
 class ToolContext:
     """All that a tool may reach. `recall(query, limit)` finds the agent's own memories,
     `may_publish(topic)` is the bus's rule for the agent's declared topics, `unfinished_tasks()`
-    are the numbers of its open tasks."""
+    are the numbers of its open tasks, `calls_in_flight()` the keys of its calls of which nobody
+    knows yet what came of them."""
 
     grants: Grants
     folder: WorkFolder
     may_publish: Callable[[str], bool]
     recall: Callable[[str, int], Awaitable[Sequence[Memory]]]
     unfinished_tasks: Callable[[], Awaitable[Sequence[int]]]
+    calls_in_flight: Callable[[], Awaitable[frozenset[str]]]
+    key: str = ""
+    """The idempotency key of the call, for a tool with an `Outside`: the same whenever the
+    call is tried again, and no other call's."""
 
 
 class ToolArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the arguments of a tool. An argument that is not known is an error: a model that
     invents one expects it to do something."""
+
+
+@dataclass(frozen=True)
+class Outside(Generic[Arguments]):
+    """What a tool declares that changes something outside the database, where a transaction cannot
+    take it back. That it may run is on disk before it does.
+
+    `prepare` comes before that. It may be repeated, and changes nothing that anybody sees; what it
+    raises is the result of the call. `recover` is asked when the tool may have run, or may be half
+    done: it says what came of it, or brings it to its end; None if it cannot tell; it raises
+    `Failure` only if it knows that nothing came of it. `doubt` is what an agent is told
+    then, in a sentence or two: what there may be, and how to find out.
+    """
+
+    prepare: Callable[[Arguments, ToolContext], Awaitable[None]]
+    recover: Callable[[Arguments, ToolContext], Awaitable[ToolResult | None]]
+    doubt: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,8 @@ class Tool(Generic[Arguments]):
     run: Callable[[Arguments, ToolContext], Awaitable[ToolOutcome]]
     outward: bool = False
     """Its effect leaves the agent, so it is no way to begin: see `ToolDescription`."""
+    outside: Outside[Arguments] | None = None
+    """None for a tool that reads, or whose effect is part of the completion."""
 
 
 # ---- Schemas that a grammar can be made of: bounded strings, known choices, no references --------

@@ -6,12 +6,13 @@ from typing import Any
 
 from agent_runtime.loop import State, advance, start
 from agent_runtime.loop.consulting import Consult, Consultable, Consulted
-from ipc_protocol.values import Envelope
+from ipc_protocol.values import Envelope, rank
 from ipc_protocol.work import (
     AgentProfile,
     Answer,
     Beginning,
     Completion,
+    Delivery,
     Effect,
     EffectResult,
     Evidence,
@@ -166,6 +167,32 @@ def handle(
         beginning=Beginning(**{"now_us": 1000, "seed": 1, "loop": 1, "prompts": {}, **beginning}),
         question=question,
         answers=list(answers),
+    )
+
+
+def travelling(handle_: Handle, number: int | None = None) -> Delivery:
+    """The delivery as it is handed to a worker, under another number if one is given."""
+    envelope, beginning = handle_.envelope, handle_.beginning
+    return Delivery(
+        delivery=handle_.delivery if number is None else number,
+        attempt=handle_.attempt,
+        message=envelope.id,
+        topic=envelope.topic,
+        sender=envelope.sender,
+        payload=envelope.payload,
+        correlation=envelope.correlation,
+        rank=rank(envelope.priority),
+        sent_us=envelope.sent_us,
+        expires_us=envelope.expires_us,
+        cause=envelope.cause,
+        hops=envelope.hops,
+        begun_us=beginning.now_us,
+        seed=beginning.seed,
+        must_take=beginning.must_take,
+        deferred=beginning.deferred,
+        evidence=beginning.evidence,
+        question=handle_.question,
+        answers=handle_.answers,
     )
 
 

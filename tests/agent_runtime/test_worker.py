@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from deliveries import ANSWER, FINISH, READ_DISK, REFLECTION, handle, profile
+from deliveries import ANSWER, FINISH, READ_DISK, REFLECTION, handle, profile, travelling
 from worker_peer import Orchestrator
 
 from agent_runtime.loop import LOOP_VERSION
@@ -33,7 +33,7 @@ RESULTS: list[EffectResult] = [
     ANSWER,
     REFLECTION,
 ]
-WANTED = handle(must_take=True)
+WANTED = travelling(handle(must_take=True))
 
 
 def finish(orchestrator: Orchestrator, delivery: int, results: list[EffectResult] = RESULTS) -> str:

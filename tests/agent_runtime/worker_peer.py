@@ -13,6 +13,7 @@ from ipc_protocol.events import (
     ErrorReceived,
     Event,
     Hello,
+    ItemReceived,
     Opened,
     RequestReceived,
     ResultReceived,
@@ -22,15 +23,33 @@ from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE, WORKER_START
 from ipc_protocol.work import (
     AgentProfile,
     Completion,
+    ComponentStart,
+    Delivery,
+    Done,
     EffectRequest,
     EffectResult,
-    Handle,
+    Finished,
+    Setting,
+    Work,
     WorkerStart,
 )
 
+SETTING = Setting(loop=1)
+
 _WORKER = """
 import os, socket, sys
+from agent_runtime.component import library
+from agent_runtime.component.native import Native
+from agent_runtime.component.ticker import Ticker
 from agent_runtime.worker import worker_main
+
+native = None
+if sys.argv[2]:
+    from wasmtime import wat2wasm
+
+    ticker = Ticker(library.engine().increment_epoch)
+    ticker.start()
+    native = Native(library.compile_component(bytes(wat2wasm(sys.argv[2]))), ticker)
 
 def tell(event, arguments):
     if event in ("open", "import"):
@@ -38,19 +57,22 @@ def tell(event, arguments):
 
 sock = socket.socket(fileno=int(sys.argv[1]))
 sys.addaudithook(tell)
-worker_main(sock)
+worker_main(sock, native)
 """
 """A sealed worker could neither open nor import anything: this one says so if it tries."""
 
 
 class Orchestrator:
-    """Talks to one worker, synchronously. Every wait ends after ten seconds."""
+    """Talks to one worker, synchronously. Every wait ends after ten seconds.
 
-    def __init__(self) -> None:
+    With the WAT of a component, its native code is there before the worker begins.
+    """
+
+    def __init__(self, wat: str = "") -> None:
         self.sock, theirs = socket.socketpair()
         self.sock.settimeout(10)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(theirs.fileno())],
+            [sys.executable, "-c", _WORKER, str(theirs.fileno()), wat],
             pass_fds=[theirs.fileno()],
             stderr=subprocess.PIPE,
             text=True,
@@ -70,12 +92,19 @@ class Orchestrator:
         self.line.send(data)
         return stream
 
-    def start(self, profile: AgentProfile) -> Event:
-        self.request(WORKER_START.name, WorkerStart(profile=profile))
+    def start(
+        self,
+        profile: AgentProfile,
+        *,
+        component: ComponentStart | None = None,
+        echo: list[str] | None = None,
+    ) -> Event:
+        start = WorkerStart(profile=profile, component=component, echo=echo)
+        self.request(WORKER_START.name, start)
         return self.event()
 
-    def handle(self, delivery: Handle) -> int:
-        return self.request(WORKER_HANDLE.name, delivery)
+    def handle(self, *deliveries: Delivery) -> int:
+        return self.request(WORKER_HANDLE.name, Work(setting=SETTING, deliveries=list(deliveries)))
 
     def cancel(self, stream: int) -> None:
         self.line.send(self.line.session.cancel(stream))
@@ -89,12 +118,23 @@ class Orchestrator:
     def result(self, stream: int, result: EffectResult) -> None:
         self.line.send(self.line.session.result(stream, result))
 
-    def completion(self, stream: int) -> Completion:
+    def done(self, stream: int) -> list[Finished]:
+        """One item of `stream`: the completions that came together."""
         event = self.event()
-        assert isinstance(event, ResultReceived), event
+        assert isinstance(event, ItemReceived), event
         assert event.stream == stream
-        completion: Completion = typed(event.value, Completion)
-        return completion
+        done: Done = typed(event.value, Done)
+        return done.finished
+
+    def ended(self, stream: int) -> None:
+        event = self.event()
+        assert event == ResultReceived(stream=stream, value={}), event
+
+    def completion(self, stream: int) -> Completion:
+        """Of a request with one delivery, whose end this is."""
+        (finished,) = self.done(stream)
+        self.ended(stream)
+        return finished.completion
 
     def problem(self, stream: int) -> Problem:
         """The error that answers `stream`; a withdrawn effect may be heard of before it."""

@@ -183,6 +183,34 @@ async def test_a_slow_call_does_not_hold_up_the_next() -> None:
         assert await slow == NOTHING
 
 
+async def test_what_is_asked_in_one_turn_of_the_loop_goes_out_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with line(theirs=serving()) as (asker, _):
+        transport = asker._transport
+        assert transport is not None
+        sent: list[bytes] = []
+
+        class Told:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(transport, name)
+
+            def write(self, data: bytes) -> None:
+                sent.append(data)
+                transport.write(data)
+
+        monkeypatch.setattr(asker, "_transport", Told())
+        texts = [Text(str(number)) for number in range(20)]
+        assert await asyncio.gather(*(asker.call(ECHO, text) for text in texts)) == texts
+        assert len(sent) == 1
+        # What is long by itself does not wait for more.
+        sent.clear()
+        long = Text("x" * limits.WRITE_TOGETHER_BYTES_MAX)
+        both = [asker.call(ECHO, text) for text in (long, texts[0], texts[1])]
+        assert await asyncio.gather(*both) == [long, texts[0], texts[1]]
+        assert len(sent) == 2
+
+
 async def test_large_calls_in_both_directions_do_not_block_each_other() -> None:
     blob = "x" * (3 * 2**20)
     async with line(serving()) as (asker, server):

@@ -19,6 +19,8 @@ from ipc_protocol.frames import (
     FrameDecoder,
     FrameError,
     FrameType,
+    _decode_any,
+    _decode_shortest,
     decode_body,
     encode,
     typed,
@@ -121,6 +123,54 @@ def test_any_bodies_in_any_pieces_come_out_as_they_went_in(
         pieces.append(data[at : at + sizes[turn % len(sizes)]])
         at, turn = at + len(pieces[-1]), turn + 1
     assert [frame.body for frame in read(FrameDecoder(), pieces)] == bodies
+
+
+odd_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(width=32)
+    | st.text(max_size=3)
+    | st.binary(max_size=3)
+    | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=4))
+    | st.just(msgpack.Timestamp(1)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=2) | st.integers(-9, 9), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+odd_bodies = st.builds(
+    lambda body, single: msgpack.packb(body, use_single_float=single),
+    st.dictionaries(st.text(max_size=2), odd_values, max_size=3) | odd_values,
+    st.booleans(),
+).filter(bool)
+
+
+@given(odd_bodies | st.binary(max_size=12).map(lambda data: b"\x82" + data))
+def test_what_the_quick_decoder_takes_the_thorough_one_takes_for_the_same(data: bytes) -> None:
+    quick = _decode_shortest(data)
+    if quick is not None:
+        assert repr(quick) == repr(_decode_any(data))
+
+
+LONGER = {
+    "a number in more bytes than it needs": (b"\x81\xa1a\xcd\x00\x01", {"a": 1}),
+    "a float of four bytes": (b"\x81\xa1a\xca\x3f\x80\x00\x00", {"a": 1.0}),
+    "a long form of a short text": (b"\x81\xd9\x01a\x01", {"a": 1}),
+    "a long form of a short map": (b"\xde\x00\x01\xa1a\x01", {"a": 1}),
+    "a long form of a short array": (b"\x81\xa1a\xdd\x00\x00\x00\x01\x01", {"a": [1]}),
+    "more bytes than there may be values": (
+        msgpack.packb({"a": bytes(limits.BODY_ELEMENTS_MAX)}),
+        {"a": bytes(limits.BODY_ELEMENTS_MAX)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "value"), LONGER.values(), ids=LONGER.keys())
+def test_a_body_may_be_written_at_length(body: bytes, value: dict[str, Any]) -> None:
+    assert _decode_shortest(body) is None
+    assert decode_body(body) == value
 
 
 # ---- A wrong header -----------------------------------------------------------------------------

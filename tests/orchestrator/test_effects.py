@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from desks import AGENT, Desk, ask
 
 from ipc_protocol.errors import Failure
-from ipc_protocol.inference import EngineStart
 from ipc_protocol.work import (
     Effect,
-    EffectRequest,
-    EffectResult,
     EmitHealth,
     Evidence,
     Infer,
@@ -30,19 +28,8 @@ from ipc_protocol.work import (
 )
 from orchestrator import effects as effects_module
 from orchestrator.budget import EFFECTS_OF_COMPONENT_MAX, Allowance, Spent
-from orchestrator.bus.leasing import Lease, ReleaseLeases, lease_next, release_leases
-from orchestrator.bus.publishing import Publish, publish
-from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
-from orchestrator.bus.routing import BUS, OPERATOR
-from orchestrator.config.types import AgentConfig, LimitsConfig
-from orchestrator.effects import EFFECT_BYTES_MAX, Attempt, Effects
-from orchestrator.engines import EmbeddingEngine
-from orchestrator.metrics import Metrics
-from orchestrator.store.store import Store
-from orchestrator.tools.folder import FolderLimits, WorkFolder
-from orchestrator.tools.tool import Grants, ToolContext
+from orchestrator.effects import EFFECT_BYTES_MAX
 
-AGENT = "gate"
 OWN: tuple[Effect, ...] = (
     ReadState(key="a"),
     ListTasks(),
@@ -50,85 +37,13 @@ OWN: tuple[Effect, ...] = (
 )
 
 
-class Desk:
-    """A delivery in the hands of a worker that the test plays."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.now_us = 1_800_000_000_000_000
-        self.incarnations = 0
-
-    def clock_us(self) -> int:
-        self.now_us += 1
-        return self.now_us
-
-    async def open(self) -> None:
-        self.store = await Store.open(self.folder / "agentd.db", clock_us=self.clock_us)
-        self.reader = self.store.reader("test")
-        agents = [Registration(name=AGENT, consumes=["ops.>"], publishes=["user.reply"])]
-        await self.store.apply(register_agents, BUS, RegisterAgents(agents=agents))
-        question = Publish(topic="ops.disk", payload=b"x", correlation="c1", screened=True)
-        await self.store.apply(publish, OPERATOR, question)
-
-    def effects(self, *imports: Any, component: bool = True) -> Effects:
-        async def nothing(*_: object) -> list[Any]:
-            return []
-
-        config = AgentConfig(
-            name=AGENT,
-            component=Path("gate.wasm") if component else None,
-            imports=list(imports),
-            limits=LimitsConfig(steps=1, tokens=64),
-        )
-        return Effects(
-            config,
-            store=self.store,
-            reader=self.reader,
-            language=None,
-            preferences=None,
-            preference_weight=1.0,
-            embedding=EmbeddingEngine(
-                EngineStart(name="embed", path=""), self.clock_us, lambda name: None
-            ),
-            tools=lambda _: ToolContext(
-                Grants(agent=AGENT, tools=()),
-                WorkFolder(self.folder, FolderLimits()),
-                lambda topic: False,
-                nothing,
-                nothing,
-            ),
-            metrics=Metrics("0", ()),
-            clock_us=self.clock_us,
-        )
-
-    async def attempt(self, evidence: Evidence | None = None) -> Attempt:
-        await self.store.apply(release_leases, BUS, ReleaseLeases())
-        self.incarnations += 1
-        incarnation = f"w{self.incarnations}"
-        lease = Lease(agent=AGENT, incarnation=incarnation, seed=1, loop=1, prompts={})
-        leased = await self.store.apply(lease_next, BUS, lease)
-        assert leased is not None
-        return Attempt(
-            delivery=leased.handle.delivery,
-            incarnation=incarnation,
-            priority="normal",
-            message="x",
-            evidence=evidence,
-            spent=leased.spent,
-        )
-
-
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     made = Desk(tmp_path)
     await made.open()
+    await made.ask()
     yield made
     await made.store.close()
-
-
-async def ask(effects: Effects, attempt: Attempt, effect: Effect) -> EffectResult:
-    request = EffectRequest(delivery=attempt.delivery, step=attempt.steps + 1, effect=effect)
-    return await effects.perform(attempt, request)
 
 
 async def failure_of(awaitable: Any) -> Failure:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ipc_protocol.aio import Call, Connection, Handlers
 from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.events import Hello
-from ipc_protocol.inference import EngineStart
+from ipc_protocol.inference import EngineStart, Nothing
 from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE
 from ipc_protocol.values import LayerReport
 from ipc_protocol.work import (
@@ -30,9 +30,10 @@ from ipc_protocol.work import (
     Refused,
     TaskChange,
     UseTool,
+    Work,
 )
+from orchestrator.batch import Ending
 from orchestrator.budget import Allowance
-from orchestrator.bus.leasing import Lease, lease_next
 from orchestrator.bus.publishing import Publish, publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS, OPERATOR
@@ -40,7 +41,7 @@ from orchestrator.config.types import AgentConfig, LimitsConfig
 from orchestrator.deaths import BACKTRACE_CHARACTERS_MAX, TRAPS
 from orchestrator.effects import EFFECT_BYTES_MAX, Effects
 from orchestrator.engines import EmbeddingEngine, LanguageEngine
-from orchestrator.lane import Ending, Lane
+from orchestrator.lane import Lane
 from orchestrator.metrics import Metrics
 from orchestrator.preferences import Preferences
 from orchestrator.store.reader import Reader
@@ -48,6 +49,7 @@ from orchestrator.store.store import Store
 from orchestrator.tools.folder import FolderLimits, WorkFolder
 from orchestrator.tools.tool import Grants, ToolContext
 from orchestrator.workers import Exit, Worker
+from tests.leasing import lease_one
 
 AGENT = "opsclaw"
 STEPS = 2
@@ -107,12 +109,13 @@ class Bench:
             preferences=Preferences(language, {}, metrics),
             preference_weight=0,
             embedding=embedding,
-            tools=lambda _: ToolContext(
+            tools=lambda effects: ToolContext(
                 Grants(agent=AGENT, tools=("memory.search",)),
                 folder,
                 lambda topic: False,
                 self.recall,
                 no_tasks,
+                effects.calls_in_flight,
             ),
             metrics=metrics,
             clock_us=self.clock_us,
@@ -142,19 +145,21 @@ class Bench:
         """Ask something, let the worker behave, and return the delivery's state and last error."""
         self.asked += 1
         question = Publish(
-            topic="ops.disk", payload=b"x", correlation=f"c{self.asked}", screened=True
+            topic="ops.disk", payloads=[b"x"], correlation=f"c{self.asked}", screened=True
         )
         await self.store.apply(publish, OPERATOR, question)
         return await self.redeliver(behaviour, trial=trial)
 
     async def redeliver(self, behaviour: Behaviour, *, trial: bool = False) -> tuple[str, str]:
         """The same with what is in the queue."""
-        lease = Lease(agent=AGENT, incarnation="w", seed=1, loop=1, prompts={})
-        leased = await self.store.apply(lease_next, BUS, lease)
+        leased = await lease_one(self.store, AGENT)
         assert leased is not None
 
-        async def handle(handle: Handle, call: Call) -> Any:
-            return await behaviour(handle, call.connection)
+        async def handle(work: Work, call: Call) -> Nothing:
+            (delivery,) = work.deliveries
+            answer = await behaviour(work.handle(delivery), call.connection)
+            await call.send_item(Sent(finished=[[delivery.delivery, answer]]))
+            return Nothing()
 
         ours, theirs = socket.socketpair()
         served = Handlers().add(WORK_EFFECT, self.lane.on_effect)
@@ -165,7 +170,7 @@ class Bench:
             exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
             exited.set_result(Exit("killed by SIGKILL", own=True))
             worker = Worker(1, list[LayerReport](), line, exited)
-            self.ending = await self.lane.handle(worker, "w", leased, trial=trial)
+            self.ending = await self.lane.handle(worker, "w", [leased], trial=trial)
             await peer.__aexit__(None, None, None)
         ((state, error),) = await self.reader.fetch(
             "SELECT state, coalesce(last_error, '') FROM delivery WHERE id = ?",
@@ -185,6 +190,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.open()
     yield bench
     await bench.close()
+
+
+class Sent(msgspec.Struct):
+    """Completions that need not be any."""
+
+    finished: list[Any]
 
 
 class Forged(msgspec.Struct):
@@ -286,7 +297,7 @@ async def using_tools(handle: Handle, line: Connection) -> msgspec.Struct:
 
 async def test_a_budget_that_is_used_up_is_told_though_the_delivery_is_done(bench: Bench) -> None:
     assert (await bench.deliver(using_tools, trial=True))[0] == "done"
-    assert bench.ending == Ending("completed", exceeded="It has used its 2 tool calls.")
+    assert bench.ending == Ending("completed", 1, exceeded="It has used its 2 tool calls.")
 
 
 async def test_a_message_that_is_refused_over_a_used_up_budget_waits_for_another_version(
@@ -527,7 +538,7 @@ async def test_what_an_agent_says_of_itself_is_heard(
     bench: Bench, told: list[str], heard: EmitHealth | None
 ) -> None:
     assert (await bench.deliver(telling(*told)))[0] == "done"
-    assert bench.ending == Ending("completed", heard)
+    assert bench.ending == Ending("completed", 1, heard)
 
 
 async def test_nobody_asks_in_the_name_of_the_worker_that_has_the_delivery(bench: Bench) -> None:

@@ -36,7 +36,7 @@ def exercise(metrics: Metrics) -> None:
     metrics.delivery_done("opsclaw", "high", "acted", 2.0)
     metrics.delivery_retried("opsclaw")
     metrics.dead_letter("bus.expired")
-    metrics.published("high")
+    metrics.published("high", 1)
     metrics.publish_refused("bus.backpressure")
     metrics.deliveries({"queued": 2})
     metrics.queued({"high": 2})
@@ -59,6 +59,7 @@ def exercise(metrics: Metrics) -> None:
     metrics.inference("opsclaw", "high", USAGE)
     metrics.inference_failed("high", "inference.budget")
     metrics.committed(16, 0.002)
+    metrics.rows_deleted({"message": 3})
 
 
 def test_every_metric_of_the_table_is_exported_and_no_other(metrics: Metrics) -> None:

@@ -38,11 +38,11 @@ class Bench:
             await self.store.apply(
                 publish,
                 OPERATOR,
-                Publish(topic="user.request", payload=text.encode(), correlation=text),
+                Publish(topic="user.request", payloads=[text.encode()], correlation=text),
             )
             for text in texts
         ]
-        return [receipt.message for receipt in receipts]
+        return [receipt.messages[0] for receipt in receipts]
 
     async def evidence(self, message: int) -> dict[str, Evidence]:
         """What is attached to the deliveries of a message that was let go."""

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from ipc_protocol.values import Receipt
-from ipc_protocol.work import Completion, Outgoing
+from ipc_protocol.work import Completion, Outgoing, Setting
 from orchestrator.bus.completion import Complete, Completed, complete
-from orchestrator.bus.leasing import Lease, Leased, lease_next
+from orchestrator.bus.handing import Leased
+from orchestrator.bus.leasing import Grant, grant
 from orchestrator.bus.publishing import Publish, publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.store.reader import Reader
 from orchestrator.store.store import Store
+from tests.leasing import lease_one
 
 OPSCLAW = Registration(
     name="opsclaw",
@@ -27,6 +29,9 @@ DEVCLAW = Registration(
     name="devclaw", consumes=["user.request", "dev.*"], publishes=["user.reply"], inbox=3
 )
 CONDUCTOR = Registration(name="conductor", role="conductor", publishes=["user.reply"])
+
+
+SETTING = Setting(loop=1, prompts={"triage": "Is it yours?"})
 
 
 class Bus:
@@ -48,15 +53,19 @@ class Bus:
     async def ask(
         self, text: str = "disk full", topic: str = "user.request", **more: object
     ) -> Receipt:
-        given = {"correlation": "c1", "screened": True, **more}
-        message = Publish(topic=topic, payload=text.encode(), **given)  # type: ignore[arg-type]
-        return await self.store.apply(publish, OPERATOR, message)
+        given = {"correlation": "c1", "screened": True, "asked": True, **more}
+        message = Publish(topic=topic, payloads=[text.encode()], **given)  # type: ignore[arg-type]
+        accepted = await self.store.apply(publish, OPERATOR, message)
+        return accepted.receipt
 
-    async def lease(self, agent: str, incarnation: str = "w1") -> Leased | None:
-        wanted = Lease(
-            agent=agent, incarnation=incarnation, seed=7, loop=1, prompts={"triage": "Is it yours?"}
-        )
-        return await self.store.apply(lease_next, BUS, wanted)
+    async def grant(self, agent: str, incarnation: str, window: int) -> None:
+        wanted = Grant(agent=agent, incarnation=incarnation, window=window, setting=SETTING)
+        await self.store.apply(grant, BUS, wanted)
+
+    async def lease(
+        self, agent: str, incarnation: str = "w1", setting: Setting = SETTING
+    ) -> Leased | None:
+        return await lease_one(self.store, agent, incarnation, setting)
 
     async def leased(self, agent: str, incarnation: str = "w1") -> int:
         lease = await self.lease(agent, incarnation)

@@ -151,9 +151,17 @@ async def test_backpressure_parks_the_completion_until_there_is_room(bus: Bus) -
 
 
 async def test_outputs_of_one_completion_count_together(bus: Bus) -> None:
+    await bus.ask(topic="agent.devclaw")
+    await bus.ask(topic="ops.disk")
+    done = await bus.do_next("opsclaw", *[("agent.devclaw", "help")] * 3)
+    assert (done.state, done.full) == ("parked", ["devclaw"])
+
+
+async def test_more_outputs_than_an_inbox_holds_are_no_reason_to_wait(bus: Bus) -> None:
     await bus.ask(topic="ops.disk")
     done = await bus.do_next("opsclaw", *[("agent.devclaw", "help")] * 4)
-    assert (done.state, done.full) == ("parked", ["devclaw"])
+    assert (done.state, len(done.messages), len(done.dead_letters)) == ("done", 3, 1)
+    assert await bus.value("SELECT code FROM dead_letter") == "bus.backpressure"
 
 
 async def test_an_agent_asks_for_less_urgency_but_never_for_more_than_it_has(bus: Bus) -> None:
@@ -334,7 +342,7 @@ async def test_an_answer_after_the_answer_is_composed_in_a_new_round(bus: Bus) -
     await bus.ask(topic="ops.disk")
     await bus.do_next("opsclaw")
     await bus.do_next("conductor", ("user.reply", "nothing"), outcome="composed")
-    late = Publish(topic="user.reply", payload=b"found it", correlation="c1")
+    late = Publish(topic="user.reply", payloads=[b"found it"], correlation="c1")
     await bus.store.apply(publish, "opsclaw", late)
     assert await bus.state() == "composing"
     handle = (await bus.lease("conductor")).handle

@@ -4,20 +4,18 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from ipc_protocol.errors import Failure
-from ipc_protocol.work import Evidence
+from ipc_protocol.work import Evidence, Setting
+from orchestrator.bus.handing import Leased
 from orchestrator.bus.leasing import (
     Fail,
-    Lease,
     Park,
     ReleaseLeases,
     ResumeDue,
     Wake,
     fail,
-    lease_next,
     park,
     release_leases,
     resume_due,
@@ -32,7 +30,8 @@ from orchestrator.bus.publishing import (
     unscreened_messages,
 )
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
-from orchestrator.bus.routing import BUS
+from orchestrator.bus.routing import BUS, OPERATOR
+from orchestrator.store.transaction import Transaction
 
 Bus = Any
 """The fixture `bus`."""
@@ -117,13 +116,13 @@ async def test_a_refused_message_opens_no_conversation(bus: Bus) -> None:
 
 
 async def test_a_repeated_message_id_returns_the_first_receipt(bus: Bus) -> None:
-    first = await bus.ask(message_id="m1")
-    assert await bus.ask("something else", message_id="m1") == first
+    first = await bus.ask(message_ids=["m1"])
+    assert await bus.ask("something else", message_ids=["m1"]) == first
     assert await bus.value("SELECT count(*) FROM message") == 1
 
 
 async def test_an_agent_publishes_into_known_conversations_only(bus: Bus) -> None:
-    message = Publish(topic="user.reply", payload=b"", correlation="fresh")
+    message = Publish(topic="user.reply", payloads=[b""], correlation="fresh")
     assert (await failure_of(bus.store.apply(publish, "opsclaw", message))).code == (
         "conversation.unknown"
     )
@@ -205,11 +204,41 @@ async def test_an_agents_own_class_counts_for_its_deliveries(bus: Bus) -> None:
     assert (await bus.lease("devclaw")).handle.envelope.priority == "normal"
 
 
-async def test_an_agent_holds_one_lease_at_a_time(bus: Bus) -> None:
-    await bus.ask()
-    await bus.ask()
-    assert await bus.lease("opsclaw") is not None
-    assert await bus.lease("opsclaw", "w2") is None
+async def test_a_worker_holds_as_many_deliveries_as_its_window(bus: Bus) -> None:
+    handed: list[Leased] = []
+    for _ in range(3):
+        await bus.ask()
+    with bus.store.receiving("w1", handed.append):
+        await bus.grant("opsclaw", "w1", 2)
+        assert [leased.delivery.message for leased in handed] == [1, 2]
+        await bus.complete("opsclaw", handed[0].delivery.delivery)
+        assert [leased.delivery.message for leased in handed] == [1, 2, 3]
+
+
+async def test_a_message_is_leased_by_the_transaction_that_publishes_it(bus: Bus) -> None:
+    handed: list[Leased] = []
+    with bus.store.receiving("w1", handed.append):
+        await bus.grant("opsclaw", "w1", 2)
+        receipt = await bus.ask(topic="ops.disk")
+    assert [leased.delivery.message for leased in handed] == [receipt.message]
+    assert await bus.value("SELECT state FROM delivery") == "leased"
+
+
+async def test_what_is_refused_takes_no_credit(bus: Bus) -> None:
+    """A reducer that fails takes back what it had handed over and counted in memory."""
+    handed: list[Leased] = []
+    with bus.store.receiving("w1", handed.append):
+        await bus.grant("opsclaw", "w1", 1)
+
+        def publish_and_fail(tx: Transaction, arguments: Publish) -> None:
+            publish(tx, arguments)
+            raise Failure("request.invalid", "as told")
+
+        message = Publish(topic="ops.disk", payloads=[b"1"], screened=True)
+        await failure_of(bus.store.apply(publish_and_fail, OPERATOR, message))
+        assert not handed
+        await bus.ask(topic="ops.disk")
+        assert len(handed) == 1
 
 
 async def test_a_retry_begins_as_the_first_attempt_did(bus: Bus) -> None:
@@ -234,6 +263,7 @@ async def test_what_nobody_began_in_time_is_a_dead_letter(bus: Bus) -> None:
     await bus.ask(topic="ops.disk")
     bus.now_us += MESSAGE_TTL_US
     assert await bus.lease("opsclaw") is None
+    await bus.store.apply(resume_due, BUS, ResumeDue())
     assert await bus.value("SELECT code FROM dead_letter") == "bus.expired"
     assert await bus.state() == "composing"
 
@@ -244,13 +274,6 @@ async def test_what_was_begun_is_finished_however_late(bus: Bus) -> None:
     await failed(bus, delivery, died=False)
     bus.now_us += MESSAGE_TTL_US
     assert await bus.leased("opsclaw") == delivery
-
-
-async def test_only_the_bus_leases(bus: Bus) -> None:
-    await bus.ask()
-    wanted = Lease(agent="opsclaw", incarnation="w", seed=1, loop=1, prompts={})
-    refused = await failure_of(bus.store.apply(lease_next, "opsclaw", wanted))
-    assert refused.code == "store.ownership"
 
 
 async def test_a_lease_comes_back_after_a_crash_of_the_daemon(bus: Bus, tmp_path: Path) -> None:
@@ -360,17 +383,17 @@ async def test_a_death_after_the_completion_changes_nothing(bus: Bus) -> None:
     [
         (
             "SELECT 1 FROM delivery d WHERE d.agent = 'a' AND d.state = 'queued'"
-            " AND d.screened = 1 ORDER BY d.class, d.id LIMIT 1",
-            "delivery_next",
+            " AND d.finished_us IS NULL AND d.screened = 1 ORDER BY d.class, d.id LIMIT 1",
+            "delivery_unfinished",
         ),
         (
-            "SELECT count(*) FROM delivery WHERE agent = 'a'"
-            " AND state IN ('queued', 'leased', 'parked') AND composing = 0",
-            "delivery_pending",
+            "SELECT count(*) FROM delivery"
+            " WHERE agent = 'a' AND finished_us IS NULL AND composing = 0",
+            "delivery_unfinished",
         ),
         (
-            "SELECT 1 FROM delivery WHERE conversation = 1"
-            " AND state IN ('queued', 'leased', 'parked') AND composing = 0 LIMIT 1",
+            "SELECT 1 FROM delivery"
+            " WHERE conversation = 1 AND finished_us IS NULL AND composing = 0 LIMIT 1",
             "delivery_unsettled",
         ),
         (
@@ -378,7 +401,6 @@ async def test_a_death_after_the_completion_changes_nothing(bus: Bus) -> None:
             " WHERE state = 'parked' AND parked_until_us IS NOT NULL",
             "delivery_due",
         ),
-        ("SELECT 1 FROM delivery WHERE agent = 'a' AND state = 'leased'", "delivery_one_lease"),
     ],
 )
 async def test_a_frequent_question_is_answered_from_its_index(
@@ -395,27 +417,25 @@ async def test_a_new_version_of_the_loop_begins_a_delivery_anew(bus: Bus) -> Non
     first = await bus.lease("opsclaw")
     assert first is not None
     await bus.store.apply(release_leases, BUS, ReleaseLeases())
-    request = Lease(agent="opsclaw", incarnation="w2", seed=8, loop=2, prompts={})
-    again = await bus.store.apply(lease_next, BUS, request)
+    again = await bus.lease("opsclaw", "w2", Setting(loop=2))
     assert again is not None
     assert again.handle.delivery == first.handle.delivery
-    assert (again.handle.beginning.loop, again.handle.beginning.seed) == (2, 8)
-    assert await bus.value("SELECT count(*) FROM journal WHERE kind = 'beginning'") == 2
+    assert again.handle.beginning.loop == 2
+    assert await bus.value("SELECT run FROM delivery WHERE id = ?", first.handle.delivery) == 1
+    assert await bus.value("SELECT count(*) FROM journal WHERE kind = 'beginning'") == 1
 
 
 async def test_another_component_begins_a_delivery_anew(bus: Bus) -> None:
     await bus.ask()
-    lease = Lease(agent="opsclaw", incarnation="w1", seed=7, loop=1, prompts={}, component="a" * 64)
-    seeds = []
-    for seed, component in ((7, "a"), (8, "a"), (9, "b"), (10, ""), (11, "a")):
-        wanted = msgspec.structs.replace(lease, seed=seed, component=component * 64)
-        leased = await bus.store.apply(lease_next, BUS, wanted)
+    runs = []
+    for component in ("a", "a", "b", "", "a"):
+        leased = await bus.lease("opsclaw", "w1", Setting(loop=1, component=component * 64))
         assert leased is not None
-        beginning = leased.handle.beginning
-        assert beginning.component == component * 64
-        seeds.append(beginning.seed)
+        assert leased.handle.beginning.component == component * 64
+        run = await bus.value("SELECT run FROM delivery WHERE id = ?", leased.handle.delivery)
+        runs.append(run)
         await bus.store.apply(release_leases, BUS, ReleaseLeases())
-    assert seeds == [7, 7, 9, 10, 11]
+    assert runs == [0, 0, 1, 2, 3]
 
 
 async def test_a_message_that_nobody_begins_ends_without_its_agent(bus: Bus) -> None:

@@ -16,6 +16,7 @@ from ipc_protocol.work import (
     Noted,
     Recall,
     Recalled,
+    Setting,
     ToolResult,
     UseTool,
     Verdict,
@@ -32,14 +33,15 @@ from orchestrator.bus.attention import (
     raise_attention,
     request_attention,
 )
+from orchestrator.bus.handing import Leased
 from orchestrator.bus.journal import Append, append_journal, read_journal, spent
 from orchestrator.bus.leasing import (
     Fail,
-    Lease,
+    Grant,
     ReleaseLeases,
     Wake,
     fail,
-    lease_next,
+    grant,
     release_leases,
     wake,
 )
@@ -141,12 +143,13 @@ async def test_what_another_component_has_spent_does_not_count(bus: Bus) -> None
     await bus.ask(topic="ops.disk")
 
     async def leased(component: str) -> Spent:
-        await bus.store.apply(release_leases, BUS, ReleaseLeases())
-        wanted = Lease(
-            agent="opsclaw", incarnation="w1", seed=1, loop=1, prompts={}, component=component
-        )
-        found = await bus.store.apply(lease_next, BUS, wanted)
-        assert found is not None
+        await bus.store.apply(release_leases, BUS, ReleaseLeases(incarnation="w1"))
+        handed: list[Leased] = []
+        with bus.store.receiving("w1", handed.append):
+            setting = Setting(loop=1, component=component)
+            wanted = Grant(agent="opsclaw", incarnation="w1", window=1, setting=setting)
+            await bus.store.apply(grant, BUS, wanted)
+        (found,) = handed
         return Spent(**{**asdict(found.spent), "journal_bytes": 0})
 
     assert await leased("a" * 64) == Spent()

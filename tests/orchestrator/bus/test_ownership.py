@@ -6,10 +6,12 @@ import apsw
 import pytest
 
 from ipc_protocol.errors import Failure
-from ipc_protocol.work import MemoryEntry, TaskChange, UseTool
+from ipc_protocol.work import MemoryEntry, Note, Noted, TaskChange, UseTool
 from orchestrator.bus.attention import RequestAttention, request_attention
+from orchestrator.bus.journal import Append, append_journal
 from orchestrator.bus.observations import HealthEvent, Span, record_span, report_health
 from orchestrator.bus.routing import BUS, OPERATOR, SUPERVISOR
+from orchestrator.bus.tool_calls import BeginToolCall, begin_tool_call
 from orchestrator.bus.versions import InstallVersion, install_version
 from orchestrator.store.audit import Audit, record_audit
 from orchestrator.store.transaction import Transaction
@@ -20,6 +22,7 @@ Bus = Any
 TABLES = (
     "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table'"
     " AND name NOT LIKE 'sqlite_%' AND name NOT LIKE 'memory_%'"
+    " AND name <> 'acting'"
 )
 
 
@@ -35,8 +38,21 @@ async def full_bus(bus: Bus) -> Bus:
         tasks=[TaskChange(id=None, title="t")],
     )
     await bus.ask(topic="ops.disk")
+    delivery = await bus.leased("opsclaw")
+    writing = UseTool(name="fs.write", arguments={})
+    call = BeginToolCall(delivery=delivery, incarnation="w1", step=0, effect=writing)
+    await bus.store.apply(begin_tool_call, "opsclaw", call)
+    note = Append(
+        delivery=delivery,
+        incarnation="w1",
+        step=1,
+        effect=Note(phase="act", summary="n"),
+        result=Noted(),
+        started_us=1,
+    )
+    await bus.store.apply(append_journal, "opsclaw", note)
     request = RequestAttention(
-        delivery=await bus.leased("opsclaw"),
+        delivery=delivery,
         incarnation="w1",
         step=0,
         effect=UseTool(name="attention.request", arguments={}),
@@ -67,7 +83,7 @@ async def full_bus(bus: Bus) -> Bus:
 
 async def test_every_table_refuses_foreign_writes(full_bus: Bus) -> None:
     tables = [row[0] for row in await full_bus.reader.fetch(TABLES)]
-    assert len(tables) == 17, tables
+    assert len(tables) == 19, tables
     for table in tables:
         columns = await full_bus.reader.fetch(f"SELECT name FROM pragma_table_info('{table}')")
         column = columns[0][0]
@@ -83,6 +99,18 @@ async def test_every_table_refuses_foreign_writes(full_bus: Bus) -> None:
                 with pytest.raises(Failure) as refused:
                     await full_bus.store.apply(execute, actor, sql)
                 assert refused.value.code == "store.ownership", (actor, sql)
+
+
+async def test_nobody_says_who_acts_but_the_program(full_bus: Bus) -> None:
+    for sql in (
+        "UPDATE acting SET name = 'bus'",
+        "INSERT INTO acting (id, name) VALUES (2, 'bus')",
+        "DELETE FROM acting",
+    ):
+        with pytest.raises(Failure) as refused:
+            await full_bus.store.apply(execute, "devclaw", sql)
+        assert refused.value.code == "store.ownership", sql
+    assert await full_bus.value("SELECT count(*) FROM acting WHERE name IS NULL") == 1
 
 
 async def test_what_an_agent_owns_is_not_the_buss(full_bus: Bus) -> None:

@@ -45,7 +45,7 @@ def decide(
     depths: dict[str, int] | None = None,
 ) -> Plan | Failure:
     draft = Draft(topic=topic, sender=sender, payload_bytes=size, hops=hops, expires_us=expires_us)
-    return route(draft, DIRECTORY, lambda name: (depths or {}).get(name, 0), NOW_US)
+    return route(draft, DIRECTORY, lambda to: to.inbox_max - (depths or {}).get(to.name, 0), NOW_US)
 
 
 def refused(code: str, decision: Plan | Failure) -> Failure:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Daemon:
             handlers.add(method, self._canned(method.name, answer))
         handlers.add(methods.ASK, self._ask)
         handlers.add(methods.ANSWER, self._answer)
+        handlers.add(methods.PUBLISH, self._publish)
         handlers.add(methods.WATCH, self._watch)
         handlers.add(methods.COMPONENT_UPLOAD, self._upload)
         for method, answer in CHANGES:
@@ -87,6 +88,20 @@ class Daemon:
             await asyncio.Event().wait()
         return conversation(params.correlation, self.reply)
 
+    async def _publish(self, params: control.Publish, _: Call) -> control.Published:
+        """Knows the messages named *known* already."""
+        self.asked.append(params)
+        if "ctl.publish" in self.failures:
+            raise self.failures["ctl.publish"]
+        if params.wait == "handled" and self.reply is None:
+            await asyncio.Event().wait()
+        return control.Published(
+            messages=[9],
+            correlations=["c9"],
+            subscribers=["opsclaw", "secclaw"],
+            repeated=params.message_ids.count("known"),
+        )
+
     async def _watch(self, params: control.Watch, call: Call) -> inference.Nothing:
         self.asked.append(params)
         for happening in HAPPENINGS:
@@ -117,6 +132,24 @@ class Daemon:
                 accepting = tasks.create_task(accept(tasks))
                 await stop.wait()
                 accepting.cancel()
+
+
+@contextlib.contextmanager
+def serving(made: Daemon) -> Iterator[Daemon]:
+    """The daemon, answering in a thread of its own."""
+    started = threading.Event()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+    thread = threading.Thread(target=loop.run_until_complete, args=(made.serve(started, stop),))
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield made
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+    assert not thread.is_alive()
+    loop.close()
 
 
 def conversation(correlation: str, reply: str | None) -> control.Conversation:
@@ -299,7 +332,6 @@ ANSWERS: list[tuple[methods.Method[Any, Any, Any], Any]] = [
     (methods.STATUS, STATUS),
     (methods.AGENTS, control.Agents(agents=[AGENT])),
     (methods.SLOTS, control.Engines(engines=[ENGINE])),
-    (methods.SEND, Receipt(message=9, correlation="c9", subscribers=["opsclaw", "secclaw"])),
     (methods.TRACE, TRACE),
     (
         methods.MEMORY,

@@ -1,12 +1,10 @@
 """The command line under test, and a daemon for it to talk to."""
 
-import asyncio
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from canned_daemon import Daemon
+from canned_daemon import Daemon, serving
 from click.testing import CliRunner, Result
 
 from orchestrator.cli.main import cli
@@ -14,18 +12,8 @@ from orchestrator.cli.main import cli
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    made = Daemon(tmp_path / "d.sock")
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=(made.serve(started, stop),))
-    thread.start()
-    assert started.wait(10)
-    yield made
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(10)
-    assert not thread.is_alive()
-    loop.close()
+    with serving(Daemon(tmp_path / "d.sock")) as made:
+        yield made
 
 
 Agentd = Callable[..., Result]

@@ -48,7 +48,13 @@ COMMANDS: list[tuple[list[str], Any, list[str]]] = [
     (["memory"], control.Memories, ["opsclaw", "Rotate logs weekly.", "0.70"]),
     (["tasks", "devclaw"], control.Tasks, ["rotate logs", "doing", "half-way"]),
     (["trace", "c1"], control.Trace, ["12.3 ms", "31 tokens", "Rotate logs weekly.", "2 attempts"]),
-    (["send", "ops.report", "hi"], Receipt, ["c9", "opsclaw, secclaw"]),
+    (["send", "ops.report", "hi"], Receipt, ["c9  accepted for opsclaw, secclaw"]),
+    (["send", "ops.report", "hi", "--wait"], Receipt, ["c9  handled by opsclaw, secclaw"]),
+    (
+        ["send", "ops.report", "hi", "--id", "known"],
+        Receipt,
+        ["c9  was sent before, accepted for opsclaw, secclaw"],
+    ),
     (["attention", "list"], control.AttentionRequests, ["3", "May I restart nginx?"]),
     (["ask", "hi", "--correlation", "c7"], Receipt, ["c7", "opsclaw", "ctl answer c7"]),
     (["answer", "c1"], control.Conversation, ["Free /var/log."]),
@@ -93,7 +99,7 @@ def test_arguments_arrive_at_the_daemon(agentd: Agentd, daemon: Daemon) -> None:
     asked, sent, memory, answer, listed = daemon.asked
     assert (asked.text, asked.to, asked.priority) == ("why?", "opsclaw", "urgent")
     assert asked.correlation
-    assert sent == control.Send(topic="ops.raw", payload=b"\xff\x00")
+    assert sent == control.Publish(topic="ops.raw", payloads=[b"\xff\x00"])
     assert memory == control.MemoryQuery(agent="opsclaw", query="logs", limit=2)
     assert answer == control.AttentionAnswer(id=3, text="yes")
     assert listed == control.AttentionQuery(all=True)
@@ -165,6 +171,64 @@ def test_the_trace_puts_what_was_delegated_under_who_delegated_it(
     assert order == sorted(order)
     assert lines[0].startswith(TRACE.conversation.correlation)
     assert any("dead letter" in line and "expired" in line for line in lines)
+
+
+# ---- Sending with an id, and waiting -------------------------------------------------------------
+
+
+def test_an_id_and_the_wait_arrive_at_the_daemon(agentd: Agentd, daemon: Daemon) -> None:
+    line = ("--socket", daemon.path)
+    named = ("--id", "reading-17", "--correlation", "c3")
+    assert agentd("ctl", "send", "ops.raw", "x", *named, "--wait", *line).exit_code == Exit.OK
+    assert daemon.asked == [
+        control.Publish(
+            topic="ops.raw",
+            payloads=[b"x"],
+            message_ids=["reading-17"],
+            correlation="c3",
+            wait="handled",
+        )
+    ]
+
+
+def test_who_waits_in_vain_is_told_where_to_look(agentd: Agentd, daemon: Daemon) -> None:
+    daemon.reply = None
+    result = agentd(
+        "ctl", "send", "ops.raw", "x", "--wait", "--timeout", "50ms", "--json",
+        "--socket", daemon.path,
+    )  # fmt: skip
+    assert result.exit_code == Exit.TIMEOUT
+    error = json.loads(result.stderr)
+    (asked,) = daemon.asked
+    assert error["code"] == "delivery.unfinished"
+    assert f"agentd ctl trace {asked.correlation}" in error["cure"]
+    assert error["details"]["correlation"] == asked.correlation
+
+
+def test_with_an_id_the_wait_can_be_taken_up_again(agentd: Agentd, daemon: Daemon) -> None:
+    daemon.reply = None
+    waiting = ("--id", "r1", "--wait", "--timeout", "50ms", "--socket", daemon.path)
+    result = agentd("ctl", "send", "ops.raw", "x", *waiting)
+    assert result.exit_code == Exit.TIMEOUT
+    assert "same --id" in result.stderr
+
+
+def test_a_timeout_of_a_message_without_waiting_is_a_mistake(
+    agentd: Agentd, daemon: Daemon
+) -> None:
+    result = agentd("ctl", "send", "t", "x", "--timeout", "5", "--socket", daemon.path)
+    assert (result.exit_code, daemon.asked) == (Exit.USAGE, [])
+    assert "--wait" in result.stderr
+
+
+@pytest.mark.parametrize("wait", [(), ("--wait",)])
+def test_a_message_that_is_refused_is_an_error_with_its_cure(
+    agentd: Agentd, daemon: Daemon, wait: tuple[str, ...]
+) -> None:
+    daemon.failures["ctl.publish"] = Failure("bus.backpressure", "ops is full.", "Try later.")
+    result = agentd("ctl", "send", "t", "x", *wait, "--socket", daemon.path)
+    assert result.exit_code == Exit.FAILED
+    assert "ops is full." in result.stderr and "Try later." in result.stderr
 
 
 # ---- On a terminal ------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ class Bench:
                 OPERATOR,
                 Publish(
                     topic=topic,
-                    payload=str(self._published).encode(),
+                    payloads=[str(self._published).encode()],
                     correlation=f"c{self._published}",
                 ),
             )

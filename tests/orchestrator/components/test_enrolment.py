@@ -13,12 +13,13 @@ from changing_agents import AGENT, Bench, clock_us
 
 from ipc_protocol import control
 from ipc_protocol.errors import Failure
-from orchestrator.bus.leasing import Lease, Park, Wake, lease_next, park, wake
+from orchestrator.bus.leasing import Park, Wake, park, wake
 from orchestrator.bus.publishing import Publish, publish
 from orchestrator.bus.registration import RetireAgent, retire_agent
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.bus.versions import versions_of
 from orchestrator.store.store import Store
+from tests.leasing import lease_one
 
 ECHO = wat.agent()
 ADDED = """[agent.gate]
@@ -187,10 +188,9 @@ async def restart_with_one_parked(bench: Bench) -> int:
     await bench.until_state("idle")
     await bench.stop()
     store = await Store.open(bench.state / "agentd.db", clock_us=clock_us)
-    question = Publish(topic="in.x", payload=b"1", correlation="c1")
+    question = Publish(topic="in.x", payloads=[b"1"], correlation="c1")
     await store.apply(publish, OPERATOR, question)
-    lease = Lease(agent=AGENT, incarnation="w", seed=1, loop=1, prompts={})
-    leased = await store.apply(lease_next, BUS, lease)
+    leased = await lease_one(store, AGENT)
     assert leased is not None
     delivery = leased.handle.delivery
     parking = Park(delivery=delivery, incarnation="w", reason="attention")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from ipc_protocol import control
 from ipc_protocol.frames import FrameType, encode
 from ipc_protocol.work import Memory
+from orchestrator.control.effect_lines import SUMMARY_CHARACTERS_MAX
 from orchestrator.control.fitting import DEPTH_MAX, fit, share, size_of
-from orchestrator.control.views import LIST_ROWS_MAX, STEPS_MAX, SUMMARY_CHARACTERS_MAX
+from orchestrator.control.tracing import ROWS_MAX, STEPS_MAX
 
 LONG = "ä" * 300_000
 
@@ -63,7 +64,15 @@ def trace(*deliveries: control.TracedDelivery, **more: Any) -> control.Trace:
 
 def message(text: str) -> control.TracedMessage:
     return control.TracedMessage(
-        message=2**40, topic="t" * 128, sender="s" * 32, text=text, sent_us=2**52, cause=2**40
+        message=2**40,
+        topic="t" * 128,
+        sender="s" * 32,
+        text=text,
+        sent_us=2**52,
+        cause=2**40,
+        produced_by=2**40,
+        priority="background",
+        hops=32,
     )
 
 
@@ -117,13 +126,36 @@ def fullest() -> control.Trace:
     memory = Memory(id=2**40, text=LONG, outcome="success", importance=0.123456, created_us=2**52)
     # The same long text, again and again, costs no memory.
     steps = [step({"text": LONG}, {"n": 1.5}, "😀" * SUMMARY_CHARACTERS_MAX)] * STEPS_MAX
-    first = delivery(*steps, memories=[memory] * LIST_ROWS_MAX, reason=LONG)
-    letter = control.DeadLetter(message=2**40, agent="a" * 32, reason=LONG, at_us=2**52)
+    first = delivery(*steps, memories=[memory] * ROWS_MAX, reason=LONG)
+    letter = control.DeadLetter(
+        message=2**40,
+        agent="a" * 32,
+        reason=LONG,
+        at_us=2**52,
+        number=2**40,
+        delivery=2**40,
+        topic="t" * 128,
+        code="component.strict-imports",
+        attempts=5,
+        last_error=LONG,
+        replayed_as=2**40,
+    )
+    parked = delivery(
+        reason=LONG,
+        composing=True,
+        run=7,
+        begun_us=2**52,
+        deaths=4,
+        last_error=LONG,
+        parked_reason="backpressure",
+        parked_until_us=2**52,
+        parked_on=LONG,
+    )
     return trace(
         first,
-        *[delivery(reason=LONG)] * (LIST_ROWS_MAX - 1),
-        messages=[message(LONG)] * LIST_ROWS_MAX,
-        dead_letters=[letter] * LIST_ROWS_MAX,
+        *[parked] * (ROWS_MAX - 1),
+        messages=[message(LONG)] * ROWS_MAX,
+        dead_letters=[letter] * ROWS_MAX,
         conversation=control.Conversation(
             correlation="c" * 64, state="answered", question=LONG, reply=LONG, opened_us=2**52
         ),

@@ -8,21 +8,22 @@ from typing import Any, cast
 import pytest
 
 from ipc_protocol import control
-from ipc_protocol.aio import Handlers
+from ipc_protocol.aio import Call, Handlers
 from ipc_protocol.errors import Failure
 from ipc_protocol.frames import FrameType, encode
 from ipc_protocol.methods import ASK, ATTENTION_ANSWER, ATTENTION_LIST, MEMORY, TRACE, Method
 from ipc_protocol.values import Receipt
-from ipc_protocol.work import Memory, ToolResult, UseTool
+from ipc_protocol.work import Memory, Setting, ToolResult, UseTool
 from orchestrator.bus.attention import RaiseAttention, raise_attention
 from orchestrator.bus.journal import Append, append_journal
-from orchestrator.bus.leasing import Lease, Leased, lease_next
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS
 from orchestrator.control.service import Service
 from orchestrator.control.views import Views
+from orchestrator.intake import Intake
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
+from tests.leasing import lease_one
 
 NOW_US = 1_800_000_000_000_000
 
@@ -36,9 +37,8 @@ class Operator:
         self.store = store
         self.recalling = asyncio.Barrier(len(self.agent_names))
         views = Views(store.reader("test"))
-        service = Service(
-            cast(Any, self), store, views, Metrics("0", []), 60_000_000, lambda: NOW_US
-        )
+        intake = Intake(store, store.reader("intake"), Metrics("0", []))
+        service = Service(cast(Any, self), store, intake, views, 60_000_000, lambda: NOW_US)
         self._handlers: Handlers = service.handlers()
 
     async def recall(self, agent: str, _: str, __: int) -> list[control.OwnedMemory]:
@@ -49,7 +49,7 @@ class Operator:
 
     async def ask(self, method: Method[Any, Any, Any], params: Any) -> Any:
         _, handler = self._handlers.find(method.name)
-        return await handler(params, cast(Any, None))
+        return await handler(params, Call(cast(Any, "a connection"), 1))
 
     async def question(self, text: str, **more: Any) -> Receipt:
         receipt: Receipt = await self.ask(ASK, control.Ask(text=text, **more))
@@ -150,8 +150,8 @@ async def journaled(operator: Operator, text: str, output: str, steps: int) -> N
     """A conversation whose one leased delivery has journaled tool calls."""
     await operator.question(text, correlation="c1", to="opsclaw")
     await operator.store.apply(_screen_all, BUS, None)
-    lease = Lease(agent="opsclaw", incarnation="w", seed=7, loop=1, prompts={"triage": "?"})
-    leased: Leased | None = await operator.store.apply(lease_next, BUS, lease)
+    setting = Setting(loop=1, prompts={"triage": "?"})
+    leased = await lease_one(operator.store, "opsclaw", "w", setting)
     assert leased is not None
     for number in range(1, steps + 1):
         effect = UseTool(name="fs.write", arguments={"path": "a", "text": output})
@@ -193,7 +193,7 @@ async def test_a_trace_that_fits_says_everything(operator: Operator) -> None:
 async def test_a_trace_of_more_rows_than_are_listed_says_so(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.control.views.STEPS_MAX", 2)
+    monkeypatch.setattr("orchestrator.control.tracing.STEPS_MAX", 2)
     await journaled(operator, "disk full", "x", steps=3)
     trace: control.Trace = await operator.ask(TRACE, control.OfConversation(correlation="c1"))
     assert trace.cut == "Only the first 2 journal entries are shown."

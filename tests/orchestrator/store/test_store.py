@@ -84,7 +84,7 @@ async def test_acting_as_another_ends_with_its_block(store: Store) -> None:
     assert await store.apply(actors, "opsclaw", None) == ["bus", "opsclaw"]
 
 
-async def test_a_cached_value_is_dropped_with_what_it_was_derived_from(store: Store) -> None:
+async def test_a_cached_value_is_taken_back_with_what_it_was_derived_from(store: Store) -> None:
     def cached(tx: Transaction, value: str) -> str:
         return tx.cached("value", lambda: value)
 
@@ -93,11 +93,26 @@ async def test_a_cached_value_is_dropped_with_what_it_was_derived_from(store: St
         cached(tx, value)
         raise Failure("work.budget", "no")
 
+    with pytest.raises(Failure):
+        await store.apply(cached_and_refused, "opsclaw", "none")
     assert await store.apply(cached, "opsclaw", "one") == "one"
     assert await store.apply(cached, "opsclaw", "two") == "one"
     with pytest.raises(Failure):
         await store.apply(cached_and_refused, "opsclaw", "three")
-    assert await store.apply(cached, "opsclaw", "four") == "four"
+    assert await store.apply(cached, "opsclaw", "four") == "one"
+
+
+async def test_a_value_that_was_forgotten_is_derived_again(store: Store) -> None:
+    def derived_again(tx: Transaction, value: str) -> str:
+        tx.forget("value")
+        return tx.cached("value", lambda: value)
+
+    def derived(tx: Transaction, value: str) -> str:
+        return tx.cached("value", lambda: value)
+
+    assert await store.apply(derived_again, "opsclaw", "one") == "one"
+    assert await store.apply(derived_again, "opsclaw", "two") == "two"
+    assert await store.apply(derived, "opsclaw", "three") == "two"
 
 
 async def test_many_writes_share_commits(store: Store, path: Path) -> None:
@@ -152,7 +167,7 @@ def test_after_a_failed_commit_the_writer_writes_nothing_more(path: Path, clock:
     for request in first + later:
         assert isinstance(request.error, Failure)
         assert request.error.code == "store.unavailable"
-        assert not request.changes
+        assert not request.outcome.changes
     assert writer.failed is not None
     assert keys(path) == []
 
@@ -187,6 +202,32 @@ async def test_a_failed_store_is_announced(store: Store) -> None:
     assert "the disk is gone" in str(failure)
     with pytest.raises(Failure):
         await store.apply(put, "opsclaw", "a")
+
+
+async def test_a_failed_store_is_closed_as_it_is(store: Store, path: Path) -> None:
+    def broken(tx: Transaction, _: None) -> None:
+        raise Failure("store.unavailable", "the disk is gone")
+
+    await store.apply(put, "opsclaw", "a")
+    files = [path, path.with_name(f"{path.name}-wal")]
+    with pytest.raises(Failure):
+        await store.apply(broken, "opsclaw", None)
+    before = [file.read_bytes() for file in files]
+    await store.close()
+    assert [file.read_bytes() for file in files] == before
+    assert keys(path) == ["a"]
+
+
+async def test_a_store_that_cannot_be_opened_is_not_held_open(path: Path, clock: Clock) -> None:
+    open_current(path).close()
+    reserve = path.with_name(f"{path.name}.reserve")
+    reserve.mkdir()
+    with pytest.raises(Failure, match="reserve cannot be made"):
+        await Store.open(path, clock_us=clock)
+    held = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert not [file for file in held if file.is_relative_to(path.parent)]
+    reserve.rmdir()
+    await (await Store.open(path, clock_us=clock)).close()
 
 
 # ---- Changes ------------------------------------------------------------------------------------
@@ -351,12 +392,21 @@ INSERT INTO conversation VALUES (1, 'c1', 'open', 2, 1, 'operator', 1, NULL, NUL
 INSERT INTO message
   VALUES (1, 1, 1, 'ops.disk', 'operator', 2, x'00', NULL, NULL, 0, 0, NULL, NULL, 1, 9);
 INSERT INTO delivery (id, message, conversation, agent, class, state, composing, screened,
-  must_take, queued_us) VALUES (1, 1, 1, 'opsclaw', 2, 'queued', 0, 1, 0, 1);
+  must_take, queued_us, run) VALUES
+  (1, 1, 1, 'opsclaw', 2, 'queued', 0, 1, 0, 1, 1),
+  (2, 1, 1, 'opsclaw', 2, 'queued', 0, 1, 0, 1, 0);
 INSERT INTO prompt_set VALUES ('h', '{}', 1);
-INSERT INTO journal VALUES (1, 0, -1, 'beginning', NULL, zeroblob(32), 'null', '{"loop":1}', 0, 0,
-  'h', 1, 1);
-INSERT INTO journal VALUES (1, 0, 1, 'infer', 'act', zeroblob(32), '{}', '{"a":"b"}', 7, 5,
-  NULL, 2, 3);
+INSERT INTO journal VALUES
+  (1, 0, -1, 'beginning', NULL, zeroblob(32), 'null', '{"now_us":1,"seed":7,"loop":1,"prompts":{}}',
+    0, 0, 'h', 1, 1),
+  (1, 0, 0, 'infer', 'act', zeroblob(32), '{}', '{"a":"b"}', 7, 5, NULL, 2, 3),
+  (1, 1, -1, 'beginning', NULL, zeroblob(32), 'null',
+    '{"now_us":4,"seed":8,"loop":1,"prompts":{},"component":"c"}', 0, 0, 'h', 4, 4),
+  (1, 1, 0, 'infer', 'act', zeroblob(32), '{}', '{"a":"c"}', 7, 5, NULL, 5, 6);
+"""
+BEGUN = """
+SELECT delivery.id, begun_us, seed, loop, component, prompt_set
+FROM delivery LEFT JOIN setting ON setting.id = setting ORDER BY delivery.id
 """
 OWN_ROWS_OF_VERSION_1 = """
 INSERT INTO state VALUES ('opsclaw', 'ä', x'010203', 1), ('opsclaw', 'b', x'', 1);
@@ -371,10 +421,12 @@ def test_what_version_1_wrote_is_kept(tmp_path: Path) -> None:
     database.actor = "opsclaw"
     database.execute(OWN_ROWS_OF_VERSION_1)
     database.actor = ""
-    everything = "SELECT * FROM journal"
-    before = database.rows(everything)
+    kept = "SELECT * FROM journal WHERE (run, step) <> (1, -1) ORDER BY run, step"
+    before = database.rows(kept)
     migrate(database, migrations())
-    assert database.rows(everything) == before
+    assert len(before) == 3
+    assert database.rows("SELECT * FROM journal ORDER BY run, step") == before
+    assert database.rows(BEGUN) == [(1, 4, 8, 1, "c", "h"), (2, None, None, None, None, None)]
     assert database.rows("PRAGMA foreign_key_check") == []
     assert database.pragma("integrity_check") == "ok"
     assert database.rows("SELECT owner, bytes FROM state_size") == [
@@ -400,6 +452,14 @@ def test_every_commit_is_synchronous(path: Path) -> None:
     database = open_current(path)
     assert database.pragma("journal_mode") == "wal"
     assert database.pragma("synchronous") == 2
+    database.close()
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_no_statement_needs_a_temporary_file(path: Path, writable: bool) -> None:
+    open_current(path).close()
+    database = Database(path, writable=writable)
+    assert database.pragma("temp_store") == 2
     database.close()
 
 

@@ -1,5 +1,6 @@
 """The registry and each tool through it, as a delivery uses them."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,17 @@ from orchestrator.tools.catalogue import CATALOGUE
 from orchestrator.tools.files import FS_READ
 from orchestrator.tools.folder import FolderLimits, WorkFolder
 from orchestrator.tools.host import HOST_READ
-from orchestrator.tools.registry import Registry
-from orchestrator.tools.tool import Grants, NeedsPerson, Tool, ToolContext, cut
+from orchestrator.tools.paths import scratch_name
+from orchestrator.tools.registry import Call, Registry
+from orchestrator.tools.tool import (
+    Grants,
+    NeedsPerson,
+    Outside,
+    Tool,
+    ToolContext,
+    ToolOutcome,
+    cut,
+)
 
 ALL = Grants(
     agent="opsclaw",
@@ -49,6 +59,7 @@ def context_of(path: Path, grants: Grants) -> ToolContext:
         may_publish=lambda topic: topic in grants.publishes,
         recall=recall,
         unfinished_tasks=unfinished_tasks,
+        calls_in_flight=none_in_flight,
     )
 
 
@@ -56,8 +67,22 @@ async def unfinished_tasks() -> Sequence[int]:
     return [1, 4]
 
 
+async def none_in_flight() -> frozenset[str]:
+    return frozenset()
+
+
+async def outcome(
+    context: ToolContext, tool: str, arguments: dict[str, Any], registry: Registry = CATALOGUE
+) -> ToolOutcome:
+    call = registry.call(tool, arguments, context)
+    if isinstance(call, ToolResult):
+        return call
+    call = call.keyed("k1")
+    return await call.prepare() or await call.run()
+
+
 async def use(context: ToolContext, tool: str, **arguments: Any) -> ToolResult:
-    result = await CATALOGUE.run(tool, arguments, context)
+    result = await outcome(context, tool, arguments)
     assert isinstance(result, ToolResult)
     return result
 
@@ -142,8 +167,9 @@ async def test_what_the_schema_admits_is_accepted_by_the_tool(
 ) -> None:
     (tool,) = [tool for tool in CATALOGUE.describe(ALL) if tool.name == name]
     jsonschema.validate(EXAMPLES[name], tool.parameters)
-    context.folder.write("a", b"text")
-    result = await CATALOGUE.run(name, EXAMPLES[name], context)
+    context.folder.stage("a", b"text", "k0")
+    context.folder.put("a", "k0")
+    result = await outcome(context, name, EXAMPLES[name])
     assert isinstance(result, NeedsPerson) or result.ok
 
 
@@ -192,10 +218,68 @@ async def test_a_defect_in_a_tool_is_an_observation_too(context: ToolContext) ->
         raise ZeroDivisionError
 
     broken = Tool("fs.read", "", FS_READ.arguments, FS_READ.parameters, explode)
-    result = await Registry((broken,)).run("fs.read", {"path": "a"}, context)
+    result = await outcome(context, "fs.read", {"path": "a"}, Registry((broken,)))
     assert isinstance(result, ToolResult)
     assert not result.ok
     assert "broke down" in result.output
+
+
+async def told(
+    context: ToolContext, *, recovered: Any = None, ran: Any = None
+) -> tuple[ToolOutcome, ToolResult]:
+    """What is said of a tool that acts outside and returns this: when it runs, and afterwards."""
+
+    async def answer(result: Any) -> Any:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    tool = Tool(
+        "fs.read",
+        "",
+        FS_READ.arguments,
+        FS_READ.parameters,
+        lambda *_: answer(ran),
+        outside=Outside(lambda *_: answer(None), lambda *_: answer(recovered), "Look at it."),
+    )
+    call = Registry((tool,)).call("fs.read", {"path": "a"}, context)
+    assert isinstance(call, Call)
+    return await call.run(), await call.recover()
+
+
+async def test_what_a_tool_can_tell_of_a_call_is_its_result(context: ToolContext) -> None:
+    done = ToolResult(ok=True, output="done")
+    assert (await told(context, recovered=done))[1] == done
+    _, failed = await told(context, recovered=Failure("tool.failed", "It was not done."))
+    assert failed == ToolResult(ok=False, output="tool.failed: It was not done.")
+
+
+@pytest.mark.parametrize("recovered", [None, ZeroDivisionError()])
+async def test_what_a_tool_cannot_tell_is_unknown(
+    context: ToolContext, recovered: Exception | None
+) -> None:
+    _, result = await told(context, recovered=recovered)
+    assert (result.ok, result.unknown) == (False, True)
+    assert result.output == "It is not known whether fs.read happened. Look at it."
+
+
+async def test_a_defect_in_a_tool_that_acts_outside_leaves_it_unknown(context: ToolContext) -> None:
+    result, _ = await told(context, ran=ZeroDivisionError())
+    assert isinstance(result, ToolResult)
+    assert result.unknown
+
+
+async def test_a_tool_that_does_not_act_outside_any_more_cannot_tell(context: ToolContext) -> None:
+    call = CATALOGUE.call("fs.read", {"path": "a"}, context)
+    assert isinstance(call, Call)
+    assert (await call.recover()).unknown
+
+
+def test_whoever_acts_outside_the_database_has_said_so(context: ToolContext) -> None:
+    # Such a tool is killed at every step in test_tool_calls.
+    calls = {name: CATALOGUE.call(name, EXAMPLES[name], context) for name in CATALOGUE.names}
+    outside = {name for name, call in calls.items() if isinstance(call, Call) and call.acts_outside}
+    assert outside == {"fs.write"}
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -208,6 +292,17 @@ async def test_files_are_written_listed_and_read(context: ToolContext) -> None:
     assert (await use(context, "fs.list", path=".")).output == "bin/"
     assert (await use(context, "fs.list", path="bin")).output == "run.sh 8 B"
     assert (await use(context, "fs.read", path="bin/run.sh")).output == "echo ü\n"
+
+
+async def test_a_write_clears_away_what_nobody_will_put_in_its_place(tmp_path: Path) -> None:
+    async def one_in_flight() -> frozenset[str]:
+        return frozenset({"k2"})
+
+    context = dataclasses.replace(context_of(tmp_path, ALL), calls_in_flight=one_in_flight)
+    for key in ("k2", "k3"):
+        context.folder.stage("a", b"", key)
+    assert (await use(context, "fs.write", path="b", content="")).ok
+    assert context.folder.staged() == {scratch_name("k2")}
 
 
 async def test_an_empty_file_says_so(context: ToolContext) -> None:
@@ -340,12 +435,14 @@ async def test_a_memory_search_that_fails_is_an_observation(tmp_path: Path) -> N
         raise Failure("inference.unavailable", "The embedding engine is away.")
 
     folder = WorkFolder(tmp_path, FolderLimits())
-    context = ToolContext(ALL, folder, lambda _: True, unavailable, unfinished_tasks)
+    context = ToolContext(
+        ALL, folder, lambda _: True, unavailable, unfinished_tasks, none_in_flight
+    )
     output = await refused(context, "memory.search", query="disk")
     assert output == "inference.unavailable: The embedding engine is away."
 
 
 async def test_a_question_for_a_person_is_an_outcome_of_its_own(context: ToolContext) -> None:
-    outcome = await CATALOGUE.run("attention.request", {"question": " May I? "}, context)
-    assert outcome == NeedsPerson("May I?")
+    asked = await outcome(context, "attention.request", {"question": " May I? "})
+    assert asked == NeedsPerson("May I?")
     assert "no question" in await refused(context, "attention.request", question=" ")

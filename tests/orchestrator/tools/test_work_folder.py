@@ -16,7 +16,7 @@ from ipc_protocol.errors import Failure
 from orchestrator.tools import limits
 from orchestrator.tools.folder import Entry, FolderLimits, WorkFolder
 from orchestrator.tools.openat2 import BENEATH, openat2
-from orchestrator.tools.paths import SCRATCH_NAME, parse_path
+from orchestrator.tools.paths import parse_path, scratch_name
 
 SECRET = b"nobody may read this"
 
@@ -47,6 +47,15 @@ def root(inside: Path) -> Iterator[int]:
     os.close(descriptor)
 
 
+KEY = "0123456789abcdef"
+
+
+def write(folder: WorkFolder, path: str, data: bytes, key: str = KEY) -> None:
+    """Both steps of a write."""
+    folder.stage(path, data, key)
+    folder.put(path, key)
+
+
 def refusal(action: object, *arguments: object) -> str:
     assert callable(action)
     with pytest.raises(Failure) as caught:
@@ -64,27 +73,27 @@ def open_descriptors() -> int:
 
 
 def test_what_is_written_is_read_back(folder: WorkFolder) -> None:
-    folder.write("notes/2026/today.md", b"all is well")
+    write(folder, "notes/2026/today.md", b"all is well")
     file = folder.read("notes/2026/today.md")
     assert (file.data, file.size_bytes) == (b"all is well", 11)
 
 
 def test_a_write_replaces_the_whole_file(folder: WorkFolder) -> None:
-    folder.write("a", b"a long text")
-    folder.write("a", b"short")
+    write(folder, "a", b"a long text")
+    write(folder, "a", b"short")
     assert folder.read("a").data == b"short"
 
 
 def test_a_listing_shows_files_with_sizes_and_folders(folder: WorkFolder) -> None:
-    folder.write("b.txt", b"12345")
-    folder.write("a/c.txt", b"1")
+    write(folder, "b.txt", b"12345")
+    write(folder, "a/c.txt", b"1")
     assert folder.list(".") == [Entry("a", True, 0), Entry("b.txt", False, 5)]
     assert folder.list("") == folder.list("./") == folder.list(".")
     assert folder.list("a") == [Entry("c.txt", False, 1)]
 
 
 def test_names_in_every_script_work(folder: WorkFolder) -> None:
-    folder.write("Übersicht/日本語 📎.md", "Grüße".encode())
+    write(folder, "Übersicht/日本語 📎.md", "Grüße".encode())
     assert folder.read("Übersicht/日本語 📎.md").data.decode() == "Grüße"
 
 
@@ -96,7 +105,7 @@ def test_a_large_file_is_read_up_to_the_limit(folder: WorkFolder, inside: Path) 
 
 
 def test_files_are_private_to_the_daemon(folder: WorkFolder, inside: Path) -> None:
-    folder.write("d/a", b"")
+    write(folder, "d/a", b"")
     assert (inside / "d/a").stat().st_mode & 0o077 == 0
     assert (inside / "d").stat().st_mode & 0o077 == 0
 
@@ -117,7 +126,7 @@ def test_files_are_private_to_the_daemon(folder: WorkFolder, inside: Path) -> No
         ("x" * 201, "characters"),
         ("日" * 100, "bytes"),
         ("a/" * 9 + "b", "deep"),
-        (SCRATCH_NAME, "reserved"),
+        (scratch_name(KEY), "reserved"),
     ],
 )
 def test_a_path_of_the_wrong_form_is_refused_by_every_action(
@@ -125,7 +134,7 @@ def test_a_path_of_the_wrong_form_is_refused_by_every_action(
 ) -> None:
     assert why in refusal(folder.read, path)
     assert why in refusal(folder.list, path)
-    assert why in refusal(folder.write, path, b"")
+    assert why in refusal(write, folder, path, b"")
 
 
 @given(st.text(st.characters(codec=None), max_size=300))
@@ -160,14 +169,14 @@ def test_a_symbolic_link_is_not_followed(folder: WorkFolder, inside: Path, secre
     (inside / "own").write_bytes(b"own")
     assert "symbolic link" in refusal(folder.read, "link")
     assert "symbolic link" in refusal(folder.read, "beneath")
-    assert "symbolic link" in refusal(folder.write, "link", b"changed")
+    assert "symbolic link" in refusal(write, folder, "link", b"changed")
     assert secret.read_bytes() == SECRET
 
 
 def test_a_linked_folder_is_not_entered(folder: WorkFolder, inside: Path, tmp_path: Path) -> None:
     (inside / "up").symlink_to(tmp_path)
     assert "symbolic link" in refusal(folder.read, "up/secret")
-    assert "symbolic link" in refusal(folder.write, "up/new", b"")
+    assert "symbolic link" in refusal(write, folder, "up/new", b"")
     refusal(folder.list, "up")
     assert not (tmp_path / "new").exists()
 
@@ -175,14 +184,14 @@ def test_a_linked_folder_is_not_entered(folder: WorkFolder, inside: Path, tmp_pa
 def test_a_hard_link_is_refused(folder: WorkFolder, inside: Path, secret: Path) -> None:
     (inside / "twin").hardlink_to(secret)
     assert "second name" in refusal(folder.read, "twin")
-    assert "second name" in refusal(folder.write, "twin", b"changed")
+    assert "second name" in refusal(write, folder, "twin", b"changed")
     assert secret.read_bytes() == SECRET
 
 
 def test_a_fifo_neither_blocks_nor_is_read(folder: WorkFolder, inside: Path) -> None:
     os.mkfifo(inside / "fifo")
     assert "regular" in refusal(folder.read, "fifo")
-    assert "regular" in refusal(folder.write, "fifo", b"")
+    assert "regular" in refusal(write, folder, "fifo", b"")
 
 
 def test_a_socket_is_refused(
@@ -192,7 +201,7 @@ def test_a_socket_is_refused(
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket")
         assert "regular" in refusal(folder.read, "socket")
-        assert "regular" in refusal(folder.write, "socket", b"")
+        assert "regular" in refusal(write, folder, "socket", b"")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes device nodes")
@@ -202,17 +211,17 @@ def test_a_device_is_refused(folder: WorkFolder, inside: Path) -> None:
     except PermissionError:
         pytest.skip("this container refuses device nodes")
     refusal(folder.read, "zero")
-    refusal(folder.write, "zero", b"")
+    refusal(write, folder, "zero", b"")
 
 
 def test_a_folder_is_no_file_and_a_file_no_folder(folder: WorkFolder) -> None:
-    folder.write("d/a", b"")
+    write(folder, "d/a", b"")
     assert "is a folder" in refusal(folder.read, "d")
     assert "is a folder" in refusal(folder.read, ".")
-    assert "is a folder" in refusal(folder.write, "d", b"")
-    assert "names no file" in refusal(folder.write, ".", b"")
+    assert "is a folder" in refusal(write, folder, "d", b"")
+    assert "names no file" in refusal(write, folder, ".", b"")
     assert "where a folder should be" in refusal(folder.list, "d/a")
-    assert "where a folder should be" in refusal(folder.write, "d/a/b", b"")
+    assert "where a folder should be" in refusal(write, folder, "d/a/b", b"")
 
 
 def test_a_missing_file_says_how_to_find_one(folder: WorkFolder) -> None:
@@ -255,7 +264,7 @@ def test_a_link_that_is_swapped_in_while_reading_and_writing_never_leads_out(
             with contextlib.suppress(Failure):
                 assert folder.read("real/file").data != SECRET
             with contextlib.suppress(Failure):
-                folder.write("real/file", b"own")
+                write(folder, "real/file", b"own")
     finally:
         stop.set()
         swapper.join()
@@ -268,39 +277,39 @@ def test_a_link_that_is_swapped_in_while_reading_and_writing_never_leads_out(
 
 def test_bytes_are_counted_before_a_write(inside: Path) -> None:
     folder = WorkFolder(inside, FolderLimits(bytes_max=100))
-    folder.write("a", b"x" * 60)
-    assert "100" in refusal(folder.write, "b", b"x" * 41)
-    folder.write("b", b"x" * 40)
-    assert "limit" in refusal(folder.write, "a", b"x" * 61)
+    write(folder, "a", b"x" * 60)
+    assert "100" in refusal(write, folder, "b", b"x" * 41)
+    write(folder, "b", b"x" * 40)
+    assert "limit" in refusal(write, folder, "a", b"x" * 61)
 
 
 def test_a_replaced_file_gives_its_bytes_back(inside: Path) -> None:
     folder = WorkFolder(inside, FolderLimits(bytes_max=100))
-    folder.write("d/a", b"x" * 100)
-    folder.write("d/a", b"y" * 100)
+    write(folder, "d/a", b"x" * 100)
+    write(folder, "d/a", b"y" * 100)
     assert folder.read("d/a").data == b"y" * 100
 
 
 def test_files_and_folders_are_counted_before_a_write(inside: Path) -> None:
     folder = WorkFolder(inside, FolderLimits(files_max=3))
-    folder.write("d/e/a", b"")
-    assert "3 of 3" in refusal(folder.write, "b", b"")
-    assert "needs 2 more" in refusal(folder.write, "f/b", b"")
-    folder.write("d/e/a", b"again")
+    write(folder, "d/e/a", b"")
+    assert "3 of 3" in refusal(write, folder, "b", b"")
+    assert "needs 2 more" in refusal(write, folder, "f/b", b"")
+    write(folder, "d/e/a", b"again")
     assert not (inside / "f").exists()
 
 
 def test_what_a_person_put_there_counts_too(inside: Path) -> None:
     folder = WorkFolder(inside, FolderLimits(bytes_max=100))
     (inside / "theirs").write_bytes(b"x" * 99)
-    refusal(folder.write, "mine", b"xx")
+    refusal(write, folder, "mine", b"xx")
 
 
 def test_a_tree_deeper_than_the_limit_is_refused_and_not_walked(
     folder: WorkFolder, inside: Path
 ) -> None:
     inside.joinpath(*"a" * (limits.FOLDER_DEPTH_MAX + 1)).mkdir(parents=True)
-    assert "deep" in refusal(folder.write, "b", b"")
+    assert "deep" in refusal(write, folder, "b", b"")
 
 
 def test_two_writes_at_once_cannot_both_take_the_last_room(inside: Path) -> None:
@@ -308,15 +317,15 @@ def test_two_writes_at_once_cannot_both_take_the_last_room(inside: Path) -> None
     done: list[str] = []
     barrier = threading.Barrier(4)
 
-    def write(name: str) -> None:
+    def write_empty(name: str) -> None:
         barrier.wait()
         try:
-            folder.write(name, b"")
+            write(folder, name, b"", key=name)
         except Failure:
             return
         done.append(name)
 
-    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    threads = [threading.Thread(target=write_empty, args=(name,)) for name in "abcd"]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -324,31 +333,45 @@ def test_two_writes_at_once_cannot_both_take_the_last_room(inside: Path) -> None
     assert len(done) == 1
 
 
-def test_the_rest_of_an_interrupted_write_is_cleared_and_never_shown(
+def test_a_staged_file_is_never_shown_and_replaces_what_a_crash_left_of_it(
     folder: WorkFolder, inside: Path
 ) -> None:
-    (inside / SCRATCH_NAME).write_bytes(b"half")
+    (inside / scratch_name(KEY)).write_bytes(b"half")
     assert folder.list(".") == []
-    folder.write("a", b"whole")
+    write(folder, "a", b"whole")
+    assert folder.read("a").data == b"whole"
     assert sorted(path.name for path in inside.iterdir()) == ["a"]
+
+
+def test_what_is_staged_counts_until_it_is_discarded(inside: Path) -> None:
+    folder = WorkFolder(inside, FolderLimits(bytes_max=100, files_max=2))
+    folder.stage("a", b"x" * 60, "1")
+    assert folder.staged() == {scratch_name("1")}
+    assert "100" in refusal(folder.stage, "b", b"x" * 41, "2")
+    folder.stage("b", b"", "2")
+    assert "2 of 2" in refusal(folder.stage, "c", b"", "3")
+    for _ in range(2):
+        folder.discard([scratch_name("1")])
+    folder.stage("c", b"x" * 100, "3")
+    assert folder.staged() == {scratch_name("2"), scratch_name("3")}
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(
     folder: WorkFolder, inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.write("a", b"old")
+    write(folder, "a", b"old")
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full)
-        assert "disk is full" in refusal(folder.write, "a", b"new")
+        assert "disk is full" in refusal(write, folder, "a", b"new")
     assert folder.read("a").data == b"old"
     assert [path.name for path in inside.iterdir()] == ["a"]
 
 
-def test_a_replacement_that_fails_leaves_nothing_behind(
+def test_a_replacement_that_fails_leaves_what_tells_that_it_was_not_made(
     folder: WorkFolder, inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -356,16 +379,78 @@ def test_a_replacement_that_fails_leaves_nothing_behind(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", refuse)
-        refusal(folder.write, "a", b"new")
+        refusal(write, folder, "a", b"new")
+    assert [path.name for path in inside.iterdir()] == [scratch_name(KEY)]
+    assert folder.finish("a", b"new", KEY)
+    assert folder.read("a").data == b"new"
+
+
+def test_a_write_that_may_not_outlast_a_power_cut_says_so(
+    folder: WorkFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.stage("a", b"new", KEY)
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        assert "was written, but" in refusal(folder.put, "a", KEY)
+    assert folder.read("a").data == b"new"
+
+
+# ---- A write of which nobody knows whether it was made -------------------------------------------
+
+
+def test_what_is_staged_was_not_put_and_is(folder: WorkFolder) -> None:
+    write(folder, "d/a", b"old")
+    folder.stage("d/a", b"new", KEY)
+    assert folder.finish("d/a", b"new", KEY)
+    assert folder.read("d/a").data == b"new"
+    assert folder.finish("d/a", b"new", KEY)
+
+
+def test_what_holds_something_else_and_is_not_staged_is_left_alone(folder: WorkFolder) -> None:
+    write(folder, "a", b"new")
+    write(folder, "a", b"newer", "another key")
+    assert not folder.finish("a", b"new", KEY)
+    assert folder.read("a").data == b"newer"
+
+
+def test_what_is_gone_is_left_alone(folder: WorkFolder, inside: Path) -> None:
+    write(folder, "a", b"new")
+    (inside / "a").unlink()
+    assert not folder.finish("a", b"new", KEY)
     assert list(inside.iterdir()) == []
+
+
+def test_what_is_no_plain_file_any_more_tells_nothing(folder: WorkFolder, inside: Path) -> None:
+    (inside / "folder").mkdir()
+    (inside / "one").write_bytes(b"new")
+    (inside / "two").hardlink_to(inside / "one")
+    (inside / "link").symlink_to("one")
+    for name in ("folder", "two", "link"):
+        assert not folder.finish(name, b"new", KEY)
+
+
+def test_a_folder_that_is_away_tells_nothing(folder: WorkFolder, inside: Path) -> None:
+    inside.rename(inside.with_name("away"))
+    assert not folder.finish("a", b"new", KEY)
+
+
+def test_what_is_staged_and_cannot_be_put_is_refused(folder: WorkFolder, inside: Path) -> None:
+    folder.stage("a", b"new", KEY)
+    (inside / "a").mkdir()
+    for _ in range(2):
+        assert "is a folder" in refusal(folder.finish, "a", b"new", KEY)
 
 
 def test_no_action_leaks_a_descriptor(folder: WorkFolder, inside: Path) -> None:
     (inside / "link").symlink_to("/etc")
-    folder.write("a/b/c", b"")
+    write(folder, "a/b/c", b"")
     before = open_descriptors()
     for path in ("a/b/c", "link/passwd", "a", "a/b/c/d", "..", "missing"):
-        for action in (folder.read, folder.list, lambda path: folder.write(path, b"x")):
+        for action in (folder.read, folder.list, lambda path: write(folder, path, b"x")):
             with contextlib.suppress(Failure):
                 action(path)
     assert open_descriptors() == before
