@@ -3,20 +3,16 @@
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.values import PRIORITIES
-from ipc_protocol.work import Completion, Finished
-from orchestrator.bus.completion import (
-    Complete,
-    CompleteAll,
-    Completed,
-    complete,
-    complete_all,
-    require_limits,
-)
+from ipc_protocol.work import Completion, Finished, Outcome
+from orchestrator.bus.allowed import require_limits
+from orchestrator.bus.completion import Complete, Completed, complete
+from orchestrator.bus.completions import CompleteAll, complete_all
 from orchestrator.bus.handing import Leased
 from orchestrator.bus.leasing import Fail, fail
 from orchestrator.bus.routing import BUS
@@ -89,8 +85,8 @@ class Applying:
         )
         state = await self._store.apply_when_room(fail, BUS, ended)
         if state == "dead":
-            seconds = (self._clock_us() - delivery.sent_us) / 1e6
-            self._metrics.delivery_done(self._agent, PRIORITIES[delivery.rank], "dead", seconds)
+            lived = (self._clock_us() - delivery.sent_us) / 1e6
+            self._metrics.deliveries_done(self._agent, PRIORITIES[delivery.rank], "dead", [lived])
         else:
             self._metrics.delivery_retried(self._agent)
 
@@ -157,11 +153,11 @@ class Applying:
         answers: Sequence[Completed | Failure],
     ) -> None:
         now_us = self._clock_us()
+        alike: defaultdict[tuple[int, Outcome], list[float]] = defaultdict(list)
         for each, done, answer in zip(leased, finished, answers, strict=True):
             if not isinstance(answer, Failure) and answer.state == "done":
-                self._metrics.delivery_done(
-                    self._agent,
-                    PRIORITIES[each.delivery.rank],
-                    done.completion.outcome,
-                    (now_us - each.delivery.sent_us) / 1e6,
-                )
+                delivery = each.delivery
+                lived = (now_us - delivery.sent_us) / 1e6
+                alike[delivery.rank, done.completion.outcome].append(lived)
+        for (rank, outcome), seconds in alike.items():
+            self._metrics.deliveries_done(self._agent, PRIORITIES[rank], outcome, seconds)

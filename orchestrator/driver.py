@@ -380,6 +380,7 @@ class Driver:
         """
         worker, lane = incarnation.worker, self._lane
         granted = 0
+        lane.drop()  # what came for a worker before this one has been given back
         with self._store.receiving(incarnation.name, self._take):
             try:
                 while not worker.connection.closed and not self._is_followed:
@@ -398,7 +399,6 @@ class Driver:
                         await self._trial.ended(ending)
             finally:
                 await lane.settle()
-                lane.drop()
                 # What it has not begun goes to the one that follows it; on a full disk that one
                 # gives it back, or the next start of the daemon.
                 with contextlib.suppress(Failure):

@@ -14,7 +14,8 @@ import msgspec
 
 from ipc_protocol.errors import Failure
 from orchestrator.bus.fairness import FairQueue, cost_of
-from orchestrator.bus.publishing import Accepted, Publish, publish_all
+from orchestrator.bus.opening import Accepted, Publish
+from orchestrator.bus.publishing import publish_all
 from orchestrator.bus.routing import OPERATOR
 from orchestrator.failpoints import reach
 from orchestrator.metrics import Metrics

@@ -226,11 +226,19 @@ class Metrics:
 
     # -- deliveries and the bus
 
-    def delivery_done(
-        self, agent: str, priority: Priority, outcome: Outcome | Literal["dead"], seconds: float
+    def deliveries_done(
+        self,
+        agent: str,
+        priority: Priority,
+        outcome: Outcome | Literal["dead"],
+        seconds: Collection[float],
     ) -> None:
-        self._counter("agentd_deliveries_done_total", self._agent(agent), priority, outcome).inc()
-        self._histogram("agentd_delivery_seconds", priority).observe(seconds)
+        """Several that ended alike, each after so many seconds."""
+        done = self._counter("agentd_deliveries_done_total", self._agent(agent), priority, outcome)
+        done.inc(len(seconds))
+        lasted = self._histogram("agentd_delivery_seconds", priority)
+        for each in seconds:
+            lasted.observe(each)
 
     def delivery_retried(self, agent: str) -> None:
         self._counter("agentd_delivery_retries_total", self._agent(agent)).inc()

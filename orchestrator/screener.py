@@ -20,13 +20,8 @@ import numpy as np
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import Evidence
 from orchestrator import screening
+from orchestrator.bus.evidence import Screening, Unscreened, attach_screening, unscreened_messages
 from orchestrator.bus.observations import HealthEvent, report_health
-from orchestrator.bus.publishing import (
-    Screening,
-    Unscreened,
-    attach_screening,
-    unscreened_messages,
-)
 from orchestrator.bus.routing import BUS
 from orchestrator.config.types import AgentConfig
 from orchestrator.engines import VECTOR_DIMENSIONS, EmbeddingEngine

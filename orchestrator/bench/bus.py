@@ -31,6 +31,8 @@ WINDOWS: Final = 3
 """Of which the median is the rate with so many stored."""
 FILLING_SECONDS_MAX: Final = 60.0
 """What takes longer to store is only stored if that is asked for."""
+FILLING_MESSAGES: Final = 50_000
+"""Stored by one run, so that each ends within its time on a slow disk too."""
 
 SYNC: Final = "fdatasync of a page of 4 KiB, p50"
 SYNCS: Final = 200
@@ -165,13 +167,13 @@ async def _growth(
     async with daemon(folder) as running:
         runs = _Runs(running.side, folder, tell)
         for stored in settings.stored:
-            missing = max(0, stored - runs.handled)
-            seconds = missing / min(rates.values()) if rates else 0.0
+            seconds = (stored - runs.handled) / min(rates.values()) if rates else 0.0
             if seconds > FILLING_SECONDS_MAX and not settings.full:
                 notes.append(f"Storing {stored:,} messages takes {seconds:.0f} s: use --full.")
                 break
-            if missing:
-                await runs.run(f"storing {stored:,}", plan.counted_load(missing))
+            while (missing := stored - runs.handled) > 0:
+                part = plan.counted_load(min(missing, FILLING_MESSAGES))
+                await runs.run(f"storing {stored:,}, {missing:,} to go", part)
             name = plan.growth_name(stored)
             rates[stored] = statistics.median(
                 [rate(await runs.run(name, window)) for _ in range(WINDOWS)]

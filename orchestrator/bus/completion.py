@@ -2,42 +2,31 @@
 
 First everything is decided, then written. Where a receiver's inbox is full, nothing is written but
 that the delivery is parked; it comes again and replays its journal to the same completion.
-
-A completion from which nothing follows is written together with the others of its kind.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
 
 from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.values import rank
-from ipc_protocol.work import Completion, Finished, Outcome, Outgoing, ReadState, StateValue
-from orchestrator.bus.credit import Credit, credits_of
+from ipc_protocol.work import Completion, Outgoing, ReadState, StateValue
+from orchestrator.bus.allowed import require_deferrable, require_limits
 from orchestrator.bus.deadletters import bury_output
 from orchestrator.bus.delivery import DeliveryState
 from orchestrator.bus.handing import begin_anew, refill
-from orchestrator.bus.inboxes import inboxes_of, places
+from orchestrator.bus.inboxes import places
 from orchestrator.bus.leasing import give_back_rest, may_begin_anew, park_delivery
 from orchestrator.bus.limits import (
     BACKPRESSURE_RETRY_US,
     CONVERSATION_MESSAGES_MAX,
-    DEFERRAL_US_MAX,
     DEFERRAL_US_MIN,
-    MEMORIES_MAX,
-    MEMORY_CHARS_MAX,
     MESSAGE_TTL_US,
     OUTPUTS_MAX,
-    RUNS_MAX,
-    STATE_CHANGES_MAX,
-    STATE_KEY_BYTES_MAX,
-    STATE_VALUE_BYTES_MAX,
-    TASK_CHANGES_MAX,
-    TASK_CHARS_MAX,
 )
+from orchestrator.bus.opening import places_for
 from orchestrator.bus.posting import Place, Post, post_all, receivers_of
-from orchestrator.bus.publishing import places_for
 from orchestrator.bus.registration import directory_of
 from orchestrator.bus.routing import BUS, Directory, Draft, Plan, message_rank, route
 from orchestrator.bus.rows import (
@@ -51,7 +40,6 @@ from orchestrator.bus.rows import (
 )
 from orchestrator.bus.settlement import (
     answer,
-    close_all,
     contribute,
     conversation_full,
     delivery_closed,
@@ -60,7 +48,7 @@ from orchestrator.bus.tasks import change_task
 from orchestrator.failpoints import reach
 from orchestrator.store.memory import Remember, remember
 from orchestrator.store.state import change_state, read_state, state_bytes
-from orchestrator.store.transaction import Transaction, is_fatal
+from orchestrator.store.transaction import Transaction
 
 
 class Complete(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,14 +65,6 @@ class Complete(msgspec.Struct, frozen=True, kw_only=True):
     screened: bool = False
 
 
-class CompleteAll(msgspec.Struct, frozen=True, kw_only=True):
-    """Completions of deliveries that `incarnation` holds, none with memories. The actor is its
-    agent."""
-
-    incarnation: str
-    finished: Sequence[Finished]
-
-
 class Completed(msgspec.Struct, frozen=True, kw_only=True):
     """What the completion came to. `parked` with `full` agents: it will be asked for again."""
 
@@ -99,86 +79,6 @@ class Completed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Decided = tuple[Outgoing, Plan | Problem]
-
-
-_DONE = Completed(state="done")
-
-
-def complete_all(tx: Transaction, arguments: CompleteAll) -> list[Completed | Failure]:
-    """Apply completions in their order, each whole or not at all."""
-    answers: list[Completed | Failure] = []
-    credit = credits_of(tx).holder(tx.actor, arguments.incarnation)
-    plain: list[Finished] = []
-    for finished in arguments.finished:
-        if credit is not None and _is_plain(credit, finished):
-            plain.append(finished)
-            answers.append(_DONE)
-        else:
-            answers.append(_completed_alone(tx, arguments, finished))
-    if credit is not None and plain:
-        _close_plain(tx, credit, plain)
-        refill(tx, tx.actor)
-    return answers
-
-
-def _completed_alone(
-    tx: Transaction, arguments: CompleteAll, finished: Finished
-) -> Completed | Failure:
-    one = Complete(
-        delivery=finished.delivery,
-        incarnation=arguments.incarnation,
-        completion=finished.completion,
-    )
-    try:
-        with tx.nested():
-            return complete(tx, one)
-    except Failure as failure:
-        if is_fatal(failure):
-            raise
-        return failure
-
-
-def _is_plain(credit: Credit, finished: Finished) -> bool:
-    """Nothing follows from it but the end of its conversation."""
-    held, completion = credit.held.get(finished.delivery), finished.completion
-    return (
-        held is not None
-        and held.plain
-        and completion.outcome in ("acted", "ignored")
-        and not completion.outputs
-        and not completion.tasks
-        and not completion.memories
-        and not completion.state
-        and not completion.left_out
-    )
-
-
-def _close_plain(tx: Transaction, credit: Credit, plain: Sequence[Finished]) -> None:
-    """Nothing else has happened to what a worker holds: it was leased, and is done."""
-    agent = tx.actor
-    alike: defaultdict[tuple[Outcome, str], list[int]] = defaultdict(list)
-    gone: Counter[tuple[str, str]] = Counter()
-    held = {finished.delivery: credit.held[finished.delivery] for finished in plain}
-    for finished in plain:
-        completion = finished.completion
-        alike[completion.outcome, completion.reason].append(finished.delivery)
-        gone[agent, held[finished.delivery].sender] -= 1
-    with tx.acting_as(BUS):
-        for (outcome, reason), ids in alike.items():
-            tx.execute(
-                "UPDATE delivery SET state = 'done', outcome = ?, outcome_reason = ?,"
-                " finished_us = ? WHERE id IN (SELECT value FROM json_each(?))",
-                (outcome, reason, tx.now_us, msgspec.json.encode(ids).decode()),
-            )
-    credits_of(tx).give_back(tx, credit, list(held))
-    inboxes_of(tx).change(tx, gone)
-    tx.emit("deliveries.closed", messages=[each.message for each in held.values()])
-    if tx.follows("delivery.done"):
-        for finished in plain:
-            row = delivery_of(tx, finished.delivery)
-            assert row is not None
-            _emit_done(tx, row, finished.completion)
-    close_all(tx, {each.conversation for each in held.values()})
 
 
 def complete(tx: Transaction, arguments: Complete) -> Completed:
@@ -203,7 +103,7 @@ def _complete(tx: Transaction, arguments: Complete) -> Completed:
     completion = arguments.completion
     require_limits(completion)
     if completion.outcome == "deferred":
-        _require_deferrable(tx, row, completion)
+        require_deferrable(row, completion, tx.now_us)
     decided = _decided(tx, row, completion.outputs)
     if isinstance(decided, Failure):
         return _parked_by_backpressure(tx, row, decided)
@@ -229,55 +129,6 @@ def _complete(tx: Transaction, arguments: Complete) -> Completed:
         memories=memories,
         tasks=tasks,
     )
-
-
-def require_limits(completion: Completion) -> None:
-    """A worker is trusted with nothing, not with the size of what it sends either.
-
-    Raises `work.refused`.
-    """
-    memories, tasks = completion.memories, completion.tasks
-    if (
-        len(memories) > MEMORIES_MAX
-        or any(len(entry.text) + len(entry.lesson) > MEMORY_CHARS_MAX for entry in memories)
-        or len(tasks) > TASK_CHANGES_MAX
-        or any(len(task.title or "") + len(task.note) > TASK_CHARS_MAX for task in tasks)
-    ):
-        raise Failure(
-            "work.refused",
-            "The completion has more or longer memories or tasks than the bus takes.",
-            f"At most {MEMORIES_MAX} memories of {MEMORY_CHARS_MAX} characters and "
-            f"{TASK_CHANGES_MAX} tasks of {TASK_CHARS_MAX}.",
-        )
-    state = completion.state
-    if len(state) > STATE_CHANGES_MAX or any(
-        not 0 < len(change.key.encode()) <= STATE_KEY_BYTES_MAX
-        or len(change.value or b"") > STATE_VALUE_BYTES_MAX
-        for change in state
-    ):
-        raise Failure(
-            "work.refused",
-            "The completion changes more of its agent's state, or larger parts, than it may.",
-            f"At most {STATE_CHANGES_MAX} changes, of keys of 1 to {STATE_KEY_BYTES_MAX} bytes and "
-            f"values of {STATE_VALUE_BYTES_MAX}.",
-        )
-
-
-def _require_deferrable(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
-    """A deferral puts off, and does nothing else: each run may publish and spend but once."""
-    until_us = completion.until_us
-    if (
-        until_us is None
-        or until_us - tx.now_us > DEFERRAL_US_MAX
-        or row.run + 1 >= RUNS_MAX
-        or completion.outputs
-        or completion.tasks
-    ):
-        raise Failure(
-            "work.refused",
-            "The deferral is of no use: it needs a time within a year, publishes nothing, changes "
-            f"no task, and comes at most {RUNS_MAX - 1} times.",
-        )
 
 
 def _is_repeated(row: DeliveryRow, arguments: Complete) -> bool:
@@ -406,10 +257,10 @@ def _close(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
             outcome_reason=completion.reason,
             finished_us=tx.now_us,
         )
-    _emit_done(tx, row, completion)
+    emit_done(tx, row, completion)
 
 
-def _emit_done(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
+def emit_done(tx: Transaction, row: DeliveryRow, completion: Completion) -> None:
     tx.emit(
         "delivery.done",
         delivery=row.id,

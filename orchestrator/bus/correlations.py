@@ -1,14 +1,57 @@
-"""Names of conversations. A client gives one so that it can ask again, else the bus does."""
+"""Names of conversations. A client gives one so that it can ask again, else the bus does.
+
+A name begins with the time, so that the newest are neighbours in their index: with names at random
+each conversation would touch a page of its own, and the more the larger the store is.
+"""
 
 import secrets
+import time
 from typing import Final
 
-RANDOM_BYTES: Final = 6
-"""48 bits: a million conversations have no double with a probability of 99.8 %, in 12 characters
-that can be typed."""
+DIGITS: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+"""Douglas Crockford's base 32, in lower case: nothing in it is taken for something else."""
+
+TICK_US: Final = 10_000
+TICK_DIGITS: Final = 8
+"""Hundredths of a second since the epoch, until the year 2318."""
+
+COUNT_DIGITS: Final = 4
+"""A million names of the bus's own in each hundredth of a second."""
+
+RANDOM_DIGITS: Final = 5
+"""Of a client's own name, which is so one longer than any of the bus: 33 millions to choose from in
+each hundredth of a second."""
 
 
-def fresh(count: int) -> list[str]:
-    """So many names that no other conversation has."""
-    digits, width = secrets.token_hex(RANDOM_BYTES * count), 2 * RANDOM_BYTES
-    return [digits[begin : begin + width] for begin in range(0, len(digits), width)]
+def fresh() -> str:
+    """A name that no other conversation has, for a client."""
+    chosen = secrets.randbelow(len(DIGITS) ** RANDOM_DIGITS)
+    tick = time.time_ns() // 1000 // TICK_US
+    return _digits(tick, TICK_DIGITS) + _digits(chosen, RANDOM_DIGITS)
+
+
+class Names:
+    """Names that no other conversation has, for the bus: made by one alone, who counts them."""
+
+    def __init__(self) -> None:
+        self._tick = 0
+        self._count = 0
+
+    def next(self, now_us: int, count: int) -> list[str]:
+        """So many, in their order."""
+        # A clock that is set back does not repeat a name.
+        tick = max(now_us // TICK_US, self._tick)
+        if tick > self._tick or self._count + count > len(DIGITS) ** COUNT_DIGITS:
+            self._tick = max(tick, self._tick + 1)
+            self._count = 0
+        first, prefix = self._count, _digits(self._tick, TICK_DIGITS)
+        self._count += count
+        return [prefix + _digits(each, COUNT_DIGITS) for each in range(first, self._count)]
+
+
+def _digits(number: int, width: int) -> str:
+    text = ""
+    for _ in range(width):
+        number, digit = divmod(number, len(DIGITS))
+        text = DIGITS[digit] + text
+    return text

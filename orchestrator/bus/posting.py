@@ -109,6 +109,24 @@ _DELIVERY: Final = (
 )
 
 
+def _evidence(receiver: Receiver) -> str | None:
+    evidence = receiver.evidence
+    return None if evidence is None else msgspec.json.encode(evidence).decode()
+
+
+class _Lane:
+    """What is leased to the worker of one agent."""
+
+    __slots__ = ("credit", "handed", "held", "room")
+
+    def __init__(self, credit: Credit | None) -> None:
+        self.credit = credit
+        # What is queued goes first.
+        self.room = 0 if credit is None or credit.behind else credit.room
+        self.held: dict[int, Held] = {}
+        self.handed: list[Leased] = []
+
+
 class _Batch:
     """Rows on their way into the tables, and what follows once they are there."""
 
@@ -118,15 +136,16 @@ class _Batch:
         self.messages: list[tuple[Value, ...]] = []
         self.deliveries: list[tuple[Value, ...]] = []
         self.came: Counter[tuple[str, str]] = Counter()
-        self.handed: dict[str, tuple[Credit, dict[int, Held], list[Leased]]] = {}
+        self.lanes: dict[str, _Lane] = {}
         self.queued: list[tuple[int, Receiver]] = []
 
     def add_message(self, number: int, message: Post) -> None:
+        place = message.place
         self.messages.append(
             (
                 number,
-                message.place.conversation,
-                message.place.round,
+                place.conversation,
+                place.round,
                 message.topic,
                 message.sender,
                 message.rank,
@@ -142,50 +161,38 @@ class _Batch:
         )
 
     def add_delivery(self, number: int, message_id: int, message: Post, receiver: Receiver) -> None:
+        agent = receiver.agent
         if not receiver.composing:
-            self.came[receiver.agent, message.sender] += 1
-        credit = self._room_for(receiver)
-        row = _queued(number, message_id, message.place.conversation, receiver, self.tx.now_us)
-        if credit is None:
-            self.deliveries.append(row)
-            if receiver.screened:
-                self.queued.append((number, receiver))
-            return
-        seed = self.credits.seed(number)
-        self._hand(credit, number, message_id, message, receiver, seed)
-        begun = (credit.incarnation, self.tx.now_us, seed, credit.setting_id)
-        self.deliveries.append((*row[:5], "leased", *row[6:10], *begun, *2 * (self.tx.now_us,)))
-
-    def _room_for(self, receiver: Receiver) -> Credit | None:
+            self.came[agent, message.sender] += 1
+        lane = self.lanes.get(agent)
+        if lane is None:
+            lane = self.lanes[agent] = _Lane(self.credits.of(agent))
         # A composing delivery is handed over with what was said before, which is read later.
-        if not receiver.screened or receiver.composing:
-            return None
-        credit = self.credits.of(receiver.agent)
-        if credit is None or credit.behind:
-            return None
-        waiting = self.handed.get(receiver.agent)
-        taken = 0 if waiting is None else len(waiting[1])
-        return credit if credit.room > taken else None
+        if lane.room and receiver.screened and not receiver.composing:
+            self._lease(lane, number, message_id, message, receiver)
+            return
+        conversation = message.place.conversation
+        self.deliveries.append(_queued(number, message_id, conversation, receiver, self.tx.now_us))
+        if receiver.screened:
+            self.queued.append((number, receiver))
 
-    def _hand(
-        self,
-        credit: Credit,
-        number: int,
-        message_id: int,
-        message: Post,
-        receiver: Receiver,
-        seed: int,
+    def _lease(
+        self, lane: _Lane, number: int, message_id: int, message: Post, receiver: Receiver
     ) -> None:
-        now_us, sender = self.tx.now_us, message.sender
+        credit, now_us, place = lane.credit, self.tx.now_us, message.place
+        assert credit is not None
+        seed, rank = self.credits.seed(number), receiver.rank
+        lane.room -= 1
+        lane.held[number] = Held(message_id, place.conversation, message.sender, rank, True)
         delivery = Delivery(
             number,
             1,
             message_id,
             message.topic,
-            sender,
+            message.sender,
             message.payload,
-            message.place.correlation,
-            receiver.rank,
+            place.correlation,
+            rank,
             now_us,
             message.expires_us,
             message.cause,
@@ -196,9 +203,27 @@ class _Batch:
             False,
             receiver.evidence,
         )
-        _, held, handed = self.handed.setdefault(receiver.agent, (credit, {}, []))
-        held[number] = Held(message_id, message.place.conversation, sender, receiver.rank, True)
-        handed.append(Leased(delivery, credit.setting))
+        lane.handed.append(Leased(delivery, credit.setting))
+        self.deliveries.append(
+            (
+                number,
+                message_id,
+                place.conversation,
+                receiver.agent,
+                rank,
+                "leased",
+                False,
+                True,
+                receiver.must_take,
+                _evidence(receiver),
+                credit.incarnation,
+                now_us,
+                seed,
+                credit.setting_id,
+                now_us,
+                now_us,
+            )
+        )
 
     def write(self) -> None:
         tx = self.tx
@@ -206,8 +231,9 @@ class _Batch:
         with tx.acting_as(BUS):
             tx.insert_many("message", _MESSAGE, self.messages)
             tx.insert_many("delivery", _DELIVERY, self.deliveries)
-        for agent, (credit, held, handed) in self.handed.items():
-            hand(tx, agent, credit, held, handed)
+        for agent, lane in self.lanes.items():
+            if lane.credit is not None and lane.handed:
+                hand(tx, agent, lane.credit, lane.held, lane.handed)
         for number, receiver in self._first_queued():
             make_ready(tx, number, receiver.agent, receiver.rank, "published")
 
@@ -268,7 +294,6 @@ def make_ready(tx: Transaction, number: int, agent: str, rank: int, why: str) ->
 def _queued(
     number: int, message_id: int, conversation: int, receiver: Receiver, now_us: int
 ) -> tuple[Value, ...]:
-    evidence = receiver.evidence
     return (
         number,
         message_id,
@@ -279,7 +304,7 @@ def _queued(
         receiver.composing,
         receiver.screened,
         receiver.must_take,
-        None if evidence is None else msgspec.json.encode(evidence).decode(),
+        _evidence(receiver),
         None,
         None,
         None,

@@ -13,8 +13,8 @@ import msgspec
 from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.work import Evidence
 from orchestrator.bus.limits import MESSAGE_TTL_US
+from orchestrator.bus.opening import places_for
 from orchestrator.bus.posting import Place, Post, Receiver, post, receivers_of
-from orchestrator.bus.publishing import places_for
 from orchestrator.bus.registration import directory_of, unknown_agent
 from orchestrator.bus.routing import BUS, Draft, Member, message_rank, route
 from orchestrator.bus.rows import (

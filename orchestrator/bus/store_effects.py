@@ -24,7 +24,7 @@ from ipc_protocol.work import (
 from orchestrator.bus.journal import read_journal, write_entry
 from orchestrator.bus.limits import HEALTH_CHARS_MAX, MESSAGE_TTL_US, TASKS_LISTED_MAX
 from orchestrator.bus.observations import HealthEvent, report_health
-from orchestrator.bus.publishing import places_for
+from orchestrator.bus.opening import places_for
 from orchestrator.bus.registration import directory_of
 from orchestrator.bus.routing import Draft, route
 from orchestrator.bus.rows import DeliveryRow, held_delivery

@@ -134,7 +134,7 @@ def ask(
         text=text_argument(text),
         to=to,
         priority=priority,
-        correlation=correlation or correlations.fresh(1)[0],
+        correlation=correlation or correlations.fresh(),
     )
     if wait:
         from orchestrator.cli import asking
@@ -216,7 +216,7 @@ def send(
         raise click.UsageError("--timeout is how long to --wait.")
     if wait and correlation is None:
         # Named here, so that whoever waits in vain knows where to look.
-        correlation = correlations.fresh(1)[0]
+        correlation = correlations.fresh()
     message = control.Publish(
         topic=topic,
         payloads=[bytes_argument(payload)],

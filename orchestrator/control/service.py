@@ -28,7 +28,7 @@ from ipc_protocol.methods import (
 from ipc_protocol.values import Receipt
 from orchestrator.bus import topics
 from orchestrator.bus.attention import AnswerAttention, answer_attention
-from orchestrator.bus.publishing import Publish
+from orchestrator.bus.opening import Publish
 from orchestrator.bus.routing import OPERATOR
 from orchestrator.control.happenings import happening
 from orchestrator.control.views import Views

@@ -18,11 +18,13 @@ from ipc_protocol.work import (
     Setting,
     StateChange,
 )
-from orchestrator.bus.completion import Complete, CompleteAll, complete, complete_all
+from orchestrator.bus.completion import Complete, complete
+from orchestrator.bus.completions import CompleteAll, complete_all
 from orchestrator.bus.handing import Leased
 from orchestrator.bus.journal import Append, append_journal
 from orchestrator.bus.leasing import Grant, ReleaseLeases, grant, release_leases
-from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.opening import Publish
+from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.store.store import Store

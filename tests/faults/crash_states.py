@@ -108,7 +108,7 @@ def log_limits(kept: int, **limits: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, limit in limits.items():
             patch.setattr(checkpointing, name, limit)
-        patch.setattr(database, "LOG_BYTES_SOFT", kept)
+        patch.setattr(database, "LOG_BYTES_KEPT", kept)
         yield
 
 

@@ -210,7 +210,8 @@ class KillLoop:
 
     def _start(self, life: Life) -> RunningDaemon:
         self.outcome.lives += 1
-        armed = ("env", f"{VARIABLE}={life.fail_point}") if life.fail_point else ()
+        # A daemon that crashes of itself says where.
+        armed = ("env", "PYTHONFAULTHANDLER=1", f"{VARIABLE}={life.fail_point}")
         self._daemon = self._installation.start(armed)
         return self._daemon
 

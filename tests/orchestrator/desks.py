@@ -7,7 +7,8 @@ from ipc_protocol.inference import EngineStart
 from ipc_protocol.work import Effect, EffectRequest, EffectResult, Evidence, Setting
 from orchestrator.bus.handing import Leased
 from orchestrator.bus.leasing import Grant, ReleaseLeases, grant, release_leases
-from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.opening import Publish
+from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.config.types import AgentConfig, LimitsConfig

@@ -34,7 +34,8 @@ from ipc_protocol.work import (
 )
 from orchestrator.batch import Ending
 from orchestrator.budget import Allowance
-from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.opening import Publish
+from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.config.types import AgentConfig, LimitsConfig

@@ -33,7 +33,7 @@ def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 
 def exercise(metrics: Metrics) -> None:
-    metrics.delivery_done("opsclaw", "high", "acted", 2.0)
+    metrics.deliveries_done("opsclaw", "high", "acted", [2.0])
     metrics.delivery_retried("opsclaw")
     metrics.dead_letter("bus.expired")
     metrics.published("high", 1)

@@ -13,7 +13,8 @@ from embedding_engines import HarmedEngine, clock_us, supervised, until
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import Evidence
-from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.opening import Publish
+from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.config.types import AgentConfig

@@ -10,7 +10,8 @@ from ipc_protocol.work import Completion, Outgoing, Setting
 from orchestrator.bus.completion import Complete, Completed, complete
 from orchestrator.bus.handing import Leased
 from orchestrator.bus.leasing import Grant, grant
-from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.opening import Publish
+from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.store.reader import Reader

@@ -7,6 +7,7 @@ import pytest
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import Evidence, MemoryEntry, Outgoing, StateChange, TaskChange
+from orchestrator.bus.evidence import Screening, attach_screening
 from orchestrator.bus.leasing import Fail, ResumeDue, fail, resume_due
 from orchestrator.bus.limits import (
     BACKPRESSURE_RETRY_US,
@@ -23,7 +24,8 @@ from orchestrator.bus.limits import (
     TASK_CHANGES_MAX,
     TASK_CHARS_MAX,
 )
-from orchestrator.bus.publishing import Publish, Screening, attach_screening, publish
+from orchestrator.bus.opening import Publish
+from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import Registration
 from orchestrator.bus.routing import BUS
 from orchestrator.bus.tasks import tasks_of

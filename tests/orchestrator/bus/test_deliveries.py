@@ -8,6 +8,7 @@ import pytest
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.work import Evidence, Setting
+from orchestrator.bus.evidence import Screening, attach_screening, unscreened_messages
 from orchestrator.bus.handing import Leased
 from orchestrator.bus.leasing import (
     Fail,
@@ -22,13 +23,8 @@ from orchestrator.bus.leasing import (
     wake,
 )
 from orchestrator.bus.limits import DEATHS_MAX, MESSAGE_TTL_US
-from orchestrator.bus.publishing import (
-    Publish,
-    Screening,
-    attach_screening,
-    publish,
-    unscreened_messages,
-)
+from orchestrator.bus.opening import Publish
+from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.store.transaction import Transaction

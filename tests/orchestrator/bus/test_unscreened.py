@@ -6,7 +6,7 @@ import pytest
 
 from ipc_protocol.work import Completion, Evidence, Outgoing
 from orchestrator.bus.completion import Complete, complete
-from orchestrator.bus.publishing import Screening, attach_screening, unscreened_messages
+from orchestrator.bus.evidence import Screening, attach_screening, unscreened_messages
 from orchestrator.bus.registration import Registration
 from orchestrator.bus.routing import BUS
 

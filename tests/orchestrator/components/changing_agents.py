@@ -12,7 +12,8 @@ from ipc_protocol import control
 from ipc_protocol.inference import EngineStart
 from orchestrator import assembly
 from orchestrator.bus.leasing import ReleaseLeases, release_leases
-from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.opening import Publish
+from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.components.upgrading import Upgrading

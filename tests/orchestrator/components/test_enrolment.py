@@ -14,7 +14,8 @@ from changing_agents import AGENT, Bench, clock_us
 from ipc_protocol import control
 from ipc_protocol.errors import Failure
 from orchestrator.bus.leasing import Park, Wake, park, wake
-from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.opening import Publish
+from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import RetireAgent, retire_agent
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.bus.versions import versions_of

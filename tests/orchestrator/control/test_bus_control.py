@@ -24,7 +24,8 @@ from ipc_protocol.methods import (
     TOPICS,
     Method,
 )
-from orchestrator.bus.publishing import Publish, publish
+from orchestrator.bus.opening import Publish
+from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
 from orchestrator.bus.replaying import LETTERS_PER_CALL_MAX
 from orchestrator.bus.routing import BUS, OPERATOR

@@ -41,6 +41,12 @@ def keys(path: Path) -> list[str]:
         other.close()
 
 
+def open_files(folder: Path) -> list[Path]:
+    """Those below `folder` that this process holds open."""
+    held = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return [file for file in held if file.is_relative_to(folder)]
+
+
 # ---- Reducers -----------------------------------------------------------------------------------
 
 
@@ -224,8 +230,7 @@ async def test_a_store_that_cannot_be_opened_is_not_held_open(path: Path, clock:
     reserve.mkdir()
     with pytest.raises(Failure, match="reserve cannot be made"):
         await Store.open(path, clock_us=clock)
-    held = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
-    assert not [file for file in held if file.is_relative_to(path.parent)]
+    assert open_files(path.parent) == []
     reserve.rmdir()
     await (await Store.open(path, clock_us=clock)).close()
 
