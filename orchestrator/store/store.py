@@ -16,6 +16,7 @@ from orchestrator.store.lock import locked
 from orchestrator.store.migration import open_current
 from orchestrator.store.reader import Reader
 from orchestrator.store.transaction import Transaction
+from orchestrator.store.typed import build_types
 from orchestrator.store.upkeep import Alarm, Condition, Upkeep
 from orchestrator.store.writer import REDUCERS_WAITING_MAX, Reducer, Request, Writer
 
@@ -70,6 +71,7 @@ class Store:
         in the writer's thread. Raises `store.unavailable` if the file is damaged, foreign, newer
         than this program, or in use by another agentd.
         """
+        build_types()
         store = cls(path, clock_us, on_commit, vfs)
         await asyncio.to_thread(store._open)
         store._thread.start()
