@@ -8,9 +8,9 @@ from typing import Final
 
 from agent_runtime.component.limits import STAGED_BYTES_MAX
 from ipc_protocol.limits import FRAME_BODY_BYTES_MAX
-from ipc_protocol.work import Completion, Finished
+from ipc_protocol.work import Completion, Done, Finished
 
-GATHERED_MAX: Final = 64
+GATHERED_MAX: Final = 256
 """As many as are handed over at once; a frame for each 64 adds little to what they cost."""
 
 GATHERED_SECONDS_MAX: Final = 0.020
@@ -48,10 +48,14 @@ class Gathering:
             or now - self._first_began >= GATHERED_SECONDS_MAX
         )
 
-    def take(self) -> list[Finished]:
-        """All of them, in their order."""
-        finished, self._finished, self._bytes = self._finished, [], 0
-        return finished
+    def take(self, now: float) -> Done | None:
+        """All of them, in their order, and how long it took; None where there is none."""
+        if not self._finished:
+            return None
+        worked_us = max(0, round((now - self._first_began) * 1e6))
+        done = Done(finished=self._finished, worked_us=worked_us)
+        self._finished, self._bytes = [], 0
+        return done
 
 
 def _size_of(completion: Completion) -> int:

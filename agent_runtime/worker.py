@@ -49,7 +49,6 @@ from ipc_protocol.work import (
     Completion,
     ComponentStart,
     Delivery,
-    Done,
     Effect,
     EffectRequest,
     EffectResult,
@@ -256,9 +255,9 @@ class Worker:
 
     def _flush(self, stream: int) -> None:
         """Tell of the completions that have gathered."""
-        finished = self._gathering.take()
-        if finished:
-            self._line.send(self._line.session.item(stream, Done(finished=finished)))
+        done = self._gathering.take(time.monotonic())
+        if done is not None:
+            self._line.send(self._line.session.item(stream, done))
 
     def have_done(self, stream: int, request: EffectRequest) -> EffectResult:
         """Ask for one effect and wait for it. Raises `_Dropped` when the request is withdrawn."""

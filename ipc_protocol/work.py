@@ -556,6 +556,8 @@ class Done(Message, frozen=True):
     """Completions, in the order of the deliveries."""
 
     finished: list[Finished]
+    worked_us: Count = 0
+    """From the first of them in the worker's hands to the end of the last."""
 
 
 def effect_key(effect: Effect) -> bytes:

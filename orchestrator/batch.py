@@ -53,8 +53,6 @@ class Batch(msgspec.Struct):
     """It has come to another delivery since somebody looked."""
     began_us: int
     phase_us: int
-    sign_us: int
-    """When the worker last showed that it has done something."""
     trial: bool = False
     """The worker is on probation: what it fails at is not held against the delivery."""
     at: int = 0

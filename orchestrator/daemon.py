@@ -283,6 +283,8 @@ class Daemon:
                         self._release(change.data["agent"], change.data["summary"])
                     case kind if kind == LAGGED:
                         self._due.set()
+                        for agent, rank in (await self._views.most_urgent()).items():
+                            self._urge(agent, rank)
                         await self._release_answered()
 
     def _urge(self, agent: str, rank: int) -> None:

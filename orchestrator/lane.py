@@ -31,11 +31,11 @@ from ipc_protocol.errors import Failure
 from ipc_protocol.methods import WORKER_HANDLE
 from ipc_protocol.values import PRIORITIES
 from ipc_protocol.work import (
+    Done,
     Effect,
     EffectRequest,
     EffectResult,
     EmitHealth,
-    Finished,
     Infer,
     Note,
     Phase,
@@ -204,7 +204,6 @@ class Lane:
             asyncio.Event(),
             began_us=now_us,
             phase_us=now_us,
-            sign_us=now_us,
             trial=trial,
         )
         self._expect_progress(work)
@@ -262,7 +261,7 @@ class Lane:
         try:
             async with work.worker.connection.stream(WORKER_HANDLE, order) as response:
                 async for done in response:
-                    self._take(work, done.finished)
+                    self._take(work, done)
                 await response.result()
         except Failure as failure:
             # What it has answered counts even if it went away right after it.
@@ -271,17 +270,16 @@ class Lane:
         if work.at < len(work.deliveries):
             raise Failure("work.refused", "The worker has left deliveries out.")
 
-    def _take(self, work: Batch, finished: Sequence[Finished]) -> None:
+    def _take(self, work: Batch, done: Done) -> None:
         """The worker has completed these, which are the next ones."""
+        finished = done.finished
         reach("completion.received")
         expected = work.deliveries[work.at : work.at + len(finished)]
         if [each.delivery for each in finished] != [each.delivery.delivery for each in expected]:
             raise Failure("work.refused", "The worker has completed what was not its turn.")
         if not finished:
             return
-        now_us = self._clock_us()
-        self._pace = self._pace.after(len(finished), max(0, now_us - work.sign_us) / 1e6)
-        work.sign_us = now_us
+        self._pace = self._pace.after(len(finished), done.worked_us / 1e6)
         self._enter_phase(work, None)
         work.at += len(finished)
         work.attempt = None

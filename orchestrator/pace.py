@@ -8,18 +8,18 @@ from typing import Final
 
 import msgspec
 
-WINDOW_SECONDS: Final = 0.02
-"""Work in the hands of one worker: ten times what the way from one delivery to the next takes on a
-busy machine, and no delay that anybody notices."""
+WINDOW_SECONDS: Final = 0.1
+"""Work in the hands of one worker: what is published meanwhile is leased as it is written, and not
+queued first. What is more urgent does not wait for it, since what is not begun is given back."""
 
-WINDOW_MAX: Final = 256
-"""As many as the store commits at once."""
+WINDOW_MAX: Final = 1024
+"""Four commits of the store: what is published meanwhile is leased as it is written."""
 
 WEIGHT: Final = 0.25
 """Of the latest batch in the mean: after five the first ones hardly count."""
 
-BATCH_MAX: Final = 128
-"""Deliveries of one frame: with half a window the worker never runs dry."""
+BATCH_MAX: Final = 256
+"""Deliveries of one frame: with a quarter of the largest window the worker never runs dry."""
 
 BATCH_BYTES_MAX: Final = 1024 * 1024
 """Payloads of one frame, of the four that it may have."""
@@ -34,14 +34,12 @@ class Pace(msgspec.Struct, frozen=True):
     window: int = 1
 
     def after(self, deliveries: int, seconds: float) -> "Pace":
-        """`deliveries` took `seconds` together. The window grows by steps, and shrinks at once."""
+        """`deliveries` took `seconds` together. The window follows where what fits is twice as much
+        or half as much: what only varies does not change it."""
         each = seconds / max(1, deliveries)
         mean = each if self.seconds is None else self.seconds + WEIGHT * (each - self.seconds)
         fitting = WINDOW_MAX if mean <= 0 else int(WINDOW_SECONDS / mean)
         wanted = max(1, min(WINDOW_MAX, fitting))
-        if wanted < self.window:
-            return Pace(mean, wanted)
-        grown = self.window
-        while 2 * grown <= wanted:
-            grown *= 2
-        return Pace(mean, grown)
+        if self.window < 2 * wanted and wanted < 2 * self.window:
+            return Pace(mean, self.window)
+        return Pace(mean, wanted)

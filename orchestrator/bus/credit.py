@@ -41,8 +41,9 @@ class Credit(msgspec.Struct):
     setting_id: int
     setting: Setting
     held: dict[int, Held] = {}
-    behind: bool = False
-    """It has had room since it was last filled: something may be queued that goes first."""
+    dry: bool = False
+    """Nothing is queued that it could be given: it was filled as far as there was, and nobody has
+    queued anything since."""
 
     @property
     def room(self) -> int:
@@ -90,6 +91,21 @@ class Credits:
             if credit.incarnation == incarnation:
                 self.grant(tx, agent, None)
 
+    def found_dry(self, tx: Transaction, credit: Credit) -> None:
+        """There was less than it had room for."""
+        credit.dry = True
+
+        def undo() -> None:
+            credit.dry = False
+
+        tx.on_undo(undo)
+
+    def note_queued(self, agent: str) -> None:
+        """Something of `agent` is queued now; it may turn out not to be, which does no harm."""
+        credit = self._by_agent.get(agent)
+        if credit is not None:
+            credit.dry = False
+
     def take(self, tx: Transaction, credit: Credit, held: dict[int, Held]) -> None:
         """These deliveries are in its hands."""
         credit.held.update(held)
@@ -97,7 +113,6 @@ class Credits:
         def undo() -> None:
             for delivery in held:
                 del credit.held[delivery]
-            credit.behind = True
 
         tx.on_undo(undo)
 
@@ -105,7 +120,6 @@ class Credits:
         """These are not in its hands any more, where they were."""
         gone = {each: credit.held.pop(each) for each in deliveries if each in credit.held}
         if gone:
-            credit.behind = True
             tx.on_undo(lambda: credit.held.update(gone))
 
     def _put(self, agent: str, credit: Credit | None) -> None:

@@ -78,16 +78,18 @@ class _Ready(msgspec.Struct, frozen=True):
 def refill(tx: Transaction, agent: str) -> None:
     """Lease what is queued for `agent`, the most urgent first, as far as its credit goes."""
     credit = credits_of(tx).of(agent)
-    if credit is None or not credit.room:
+    if credit is None or credit.dry or not credit.room:
         return
-    credit.behind = False
+    room = credit.room
     # What nobody has begun within its time to live is left to those who give it up.
     rows = tx.rows(
         _SELECT_READY + "WHERE d.agent = ? AND d.state = 'queued' AND d.finished_us IS NULL"
         " AND d.screened = 1 AND (m.expires_us > ? OR d.begun_us IS NOT NULL OR d.deferred)"
         " ORDER BY d.class, d.id LIMIT ?",
-        (agent, tx.now_us, credit.room),
+        (agent, tx.now_us, room),
     )
+    if len(rows) < room:
+        credits_of(tx).found_dry(tx, credit)
     if rows:
         _lease(tx, agent, credit, [_Ready(*row) for row in rows])
 

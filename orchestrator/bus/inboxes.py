@@ -13,10 +13,10 @@ from orchestrator.store.transaction import Transaction
 _KEY: Final = "bus.inboxes"
 
 SHARE: Final = 7
-"""A sender may have in an inbox at most seven times what is free in it. So the last eighth is left
-to others by one that floods it, and the ninth of that by two. An inbox of up to eight can be filled
-by one alone. (Choudhury and Hahne, Dynamic Queue Length Thresholds for Shared-Memory Packet
-Switches, IEEE/ACM Transactions on Networking 6(2), 1998.)"""
+"""A sender may have in an inbox at most seven times what is free in it. So one that floods leaves
+an eighth of it to others, and two together a fifteenth. One alone can fill an inbox of up to eight.
+(Choudhury and Hahne, Dynamic Queue Length Thresholds for Shared-Memory Packet Switches, IEEE/ACM
+Transactions on Networking 6(2), 1998.)"""
 
 
 def places(held: int, own: int, inbox_max: int) -> int:

@@ -122,7 +122,7 @@ class _Lane:
     def __init__(self, credit: Credit | None) -> None:
         self.credit = credit
         # What is queued goes first.
-        self.room = 0 if credit is None or credit.behind else credit.room
+        self.room = credit.room if credit is not None and credit.dry else 0
         self.held: dict[int, Held] = {}
         self.handed: list[Leased] = []
 
@@ -283,6 +283,7 @@ def deliver(
 
 def make_ready(tx: Transaction, number: int, agent: str, rank: int, why: str) -> None:
     """A delivery is queued and can be leased: it is, where there is room for it."""
+    credits_of(tx).note_queued(agent)
     if tx.follows("delivery.ready"):
         row = delivery_of(tx, number)
         assert row is not None

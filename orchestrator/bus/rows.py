@@ -119,7 +119,9 @@ def move_delivery(
         credit = credits_of(tx).holder(row.agent, row.incarnation)
         if credit is not None:
             credits_of(tx).give_back(tx, credit, [row.id])
-    if state in ("done", "dead") and not row.composing:
+    if state == "queued":
+        credits_of(tx).note_queued(row.agent)
+    elif state in ("done", "dead") and not row.composing:
         inboxes_of(tx).change(tx, {(row.agent, row.sender): -1})
     assignments = "".join(f", {column} = ?" for column in columns)
     tx.execute(

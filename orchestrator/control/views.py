@@ -104,6 +104,14 @@ class Views:
             for id_, agent, question, raised_us, correlation, answer, answered_us in rows
         ]
 
+    async def most_urgent(self) -> dict[str, int]:
+        """The class of the most urgent delivery that waits for each agent, as its rank."""
+        rows = await self._reader.fetch(
+            "SELECT agent, min(class) FROM delivery"
+            " WHERE state = 'queued' AND finished_us IS NULL AND screened = 1 GROUP BY agent"
+        )
+        return dict(rows)
+
     async def quarantines(self) -> dict[str, str | None]:
         """The agents whose quarantine a person was asked about, and the answer to the last such
         question; None while it is open."""

@@ -179,7 +179,7 @@ class Store:
     async def settle(self) -> None:
         """Return when what had begun before is on disk. Who follows changes and then reads sees
         each change in one of the two."""
-        await self.apply(_nothing, "bus", None)
+        await self.apply_when_room(_nothing, "bus", None)
 
     def reader(self, name: str) -> Reader:
         """A read-only connection for one subsystem; closed with the store."""

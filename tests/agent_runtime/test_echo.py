@@ -3,10 +3,9 @@
 import pytest
 
 from agent_runtime.echo import Echo
-from ipc_protocol.limits import ECHO_TOPICS_MAX
 from ipc_protocol.errors import Failure
 from ipc_protocol.frames import FrameType, encode
-from ipc_protocol.limits import PAYLOAD_BYTES_MAX
+from ipc_protocol.limits import ECHO_TOPICS_MAX, PAYLOAD_BYTES_MAX
 from ipc_protocol.work import Completion, Done, Finished, Outgoing
 
 

@@ -23,6 +23,21 @@ from ipc_protocol.work import (
 SMALL = Completion(outcome="acted", reason="")
 
 
+def taken(gathering: Gathering) -> list[Finished]:
+    done = gathering.take(0.0)
+    return [] if done is None else done.finished
+
+
+def test_what_is_taken_says_how_long_it_took() -> None:
+    gathering = Gathering()
+    gathering.add(1, SMALL, 10.0)
+    gathering.add(2, SMALL, 10.5)
+    done = gathering.take(11.25)
+    assert done is not None
+    assert done.worked_us == 1_250_000
+    assert gathering.take(12.0) is None
+
+
 def completion(size: int) -> Completion:
     """With an output of that many bytes."""
     outputs = [Outgoing(topic="x", payload=bytes(size))]
@@ -33,8 +48,8 @@ def test_what_is_taken_is_in_order_and_gone() -> None:
     gathering = Gathering()
     gathering.add(2, SMALL, 0.0)
     gathering.add(1, SMALL, 0.0)
-    assert gathering.take() == [Finished(2, SMALL), Finished(1, SMALL)]
-    assert gathering.take() == []
+    assert taken(gathering) == [Finished(2, SMALL), Finished(1, SMALL)]
+    assert taken(gathering) == []
 
 
 def test_nothing_is_never_due() -> None:
@@ -47,7 +62,7 @@ def test_a_full_frame_is_due() -> None:
         assert not gathering.is_due(0.0)
         gathering.add(number, SMALL, 0.0)
     assert gathering.is_due(0.0)
-    gathering.take()
+    gathering.take(0.0)
     gathering.add(1, SMALL, 0.0)
     assert not gathering.is_due(0.0)
 
@@ -64,7 +79,7 @@ def test_the_first_does_not_wait_long_whenever_the_last_has_come() -> None:
     gathering.add(2, SMALL, 5.0 + GATHERED_SECONDS_MAX / 2)
     assert not gathering.is_due(5.0 + GATHERED_SECONDS_MAX / 2)
     assert gathering.is_due(5.0 + GATHERED_SECONDS_MAX * 1.01)
-    gathering.take()
+    gathering.take(0.0)
     gathering.add(3, SMALL, 6.0)
     assert not gathering.is_due(6.0)
 
@@ -75,7 +90,7 @@ def test_many_bytes_are_due_and_forgotten_once_they_are_taken() -> None:
     assert not gathering.is_due(0.0)
     gathering.add(2, completion(GATHERED_BYTES_MAX // 2), 0.0)
     assert gathering.is_due(0.0)
-    gathering.take()
+    gathering.take(0.0)
     gathering.add(3, SMALL, 0.0)
     assert not gathering.is_due(0.0)
 
@@ -122,4 +137,4 @@ def test_the_largest_completion_on_top_of_the_most_that_waits_fits_into_a_frame(
     ] * limits.OUTPUTS_KEPT_MAX
     gathering.add(1000, Completion(outcome="acted", reason="", outputs=parts), 0.0)
     assert gathering.is_due(0.0)
-    encode(FrameType.ITEM, 1, Done(finished=gathering.take()))
+    encode(FrameType.ITEM, 1, Done(finished=taken(gathering)))

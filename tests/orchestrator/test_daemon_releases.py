@@ -33,10 +33,10 @@ class FakeDriver:
 
     def __init__(self) -> None:
         self.state = "quarantined"
-        self.wakes = 0
+        self.urged = 0
 
-    def wake(self) -> None:
-        self.wakes += 1
+    def urge(self, rank: int) -> None:
+        self.urged += 1
 
     def release(self) -> None:
         self.state = "idle"
@@ -82,15 +82,15 @@ class Bench:
 
     async def followed(self) -> None:
         """Everything that was committed has been followed when this one has been."""
-        before = self.drivers["devclaw"].wakes
+        before = self.drivers["devclaw"].urged
         self.store.changes.publish_nowait(
-            [Change(kind="delivery.ready", data={"agent": "devclaw"}, at_us=0)]
+            [Change(kind="delivery.waiting", data={"agent": "devclaw", "rank": 0}, at_us=0)]
         )
 
-        async def woken() -> bool:
-            return self.drivers["devclaw"].wakes > before
+        async def urged() -> bool:
+            return self.drivers["devclaw"].urged > before
 
-        await until(woken)
+        await until(urged)
 
 
 @pytest.fixture
@@ -135,8 +135,8 @@ async def test_a_release_among_lost_changes_is_made_up(
         monkeypatch.setattr(bench.store.changes, "publish_nowait", lost.extend)
         await bench.answer(first, "ok")
         await bench.answer(second, "no")
-        noise = Change(kind="noise", data={}, at_us=0)
-        published([noise, *lost])
+        other = Change(kind="delivery.waiting", data={"agent": "devclaw", "rank": 0}, at_us=0)
+        published([other, *lost])
         monkeypatch.setattr(bench.store.changes, "publish_nowait", published)
 
         async def released() -> bool:

@@ -60,6 +60,7 @@ def exercise(metrics: Metrics) -> None:
     metrics.inference_failed("high", "inference.budget")
     metrics.committed(16, 0.002)
     metrics.rows_deleted({"message": 3})
+    metrics.store(log=1, free=1, reserve=1, intake=True)
 
 
 def test_every_metric_of_the_table_is_exported_and_no_other(metrics: Metrics) -> None:
@@ -145,6 +146,27 @@ def test_an_answered_request_is_counted_by_class_and_agent(metrics: Metrics) -> 
         "time_to_first_token": 0.07,
         "e2e_request_latency": 0.9,
     }
+
+
+def test_the_condition_of_the_store_is_exported(metrics: Metrics) -> None:
+    metrics.store(log=4096, free=3, reserve=2, intake=False)
+    names = ("log_bytes", "free_bytes", "reserve_bytes", "intake_open")
+    assert [sample(metrics, f"agentd_store_{name}") for name in names] == [4096, 3, 2, 0]
+
+
+def test_deleted_rows_are_counted_by_table(metrics: Metrics) -> None:
+    metrics.rows_deleted({"message": 3, "journal": 1})
+    metrics.rows_deleted({"message": 2})
+    deleted = {
+        table: sample(metrics, "agentd_store_rows_deleted_total", table=table)
+        for table in ("message", "journal")
+    }
+    assert deleted == {"message": 5, "journal": 1}
+
+
+def test_messages_that_are_published_together_are_counted_each(metrics: Metrics) -> None:
+    metrics.published("high", 64)
+    assert sample(metrics, "agentd_messages_total", priority="high") == 64
 
 
 def test_the_build_and_the_process_are_known(metrics: Metrics) -> None:

@@ -202,7 +202,7 @@ async def test_a_full_disk_is_waited_out(bench: Bench, monkeypatch: pytest.Monke
     apply, refused = bench.store.apply, list[str]()
 
     async def full_at_first(reducer: Any, actor: str, arguments: Any) -> Any:
-        if len(refused) < 4:
+        if refused.count(reducer.__name__) < 4:
             refused.append(reducer.__name__)
             raise Failure("store.full", "The disk is full.")
         return await apply(reducer, actor, arguments)
@@ -213,7 +213,7 @@ async def test_a_full_disk_is_waited_out(bench: Bench, monkeypatch: pytest.Monke
     engine = HarmedEngine()
     async with supervised(engine), bench.screening(engine, seconds_max=30):
         await bench.let_go([message])
-        assert refused == ["attach_screening"] * 4
+        assert refused.count("attach_screening") == 4
         assert (await bench.evidence(message))["opsclaw"].nearest
 
 

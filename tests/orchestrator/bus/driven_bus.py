@@ -121,7 +121,7 @@ class DrivenBus:
                 model.queue(each, displaced=False)
         model.hands.clear()
         for agent in model.agents.values():
-            agent.active = agent in agents and not (agent.known and not agent.active)
+            agent.active = agent in agents and not agent.retired
         held = ReleaseLeases()
         self.register(agents)
         self.commit([Step(release_leases, "bus", held, lambda _: None)])
@@ -159,7 +159,7 @@ class DrivenBus:
             ]
             self.writer.commit(requests)
         for request in requests:
-            assert not request.outcome.handed and not request.outcome.undo or not request.error
+            assert (not request.outcome.handed and not request.outcome.undo) or not request.error
             assert not request.outcome.handed, "something is handed over that did not happen"
         self.model.step += 1
         self.compare()
@@ -258,6 +258,30 @@ class DrivenBus:
             key = (each.delivery.number, each.code, each.topic, each.payload, message)
             assert found[key], f"dead letter {key} is missing: {dict(found)}"
             each.number = found[key].pop(0)
+
+    def forget_cleaned(self, before_us: int) -> None:
+        """Drop from the model what retention has deleted, and check that it could go."""
+        model = self.model
+        there = {
+            table: {row[0] for row in self.rows(f"SELECT id FROM {table}")}
+            for table in ("conversation", "message", "delivery")
+        }
+        gone = [each for each in model.deliveries if each.number not in there["delivery"]]
+        assert all(each.finished for each in gone), "what is under way was deleted"
+        messages = [each for each in model.messages if each.number not in there["message"]]
+        talks = [each for each in model.conversations if each.number not in there["conversation"]]
+        buried = {id(each.delivery.message.conversation) for each in model.letters}
+        touched = {each.message.conversation for each in gone} | {*talks}
+        for talk in touched | {each.conversation for each in messages}:
+            assert talk.state == "answered" and not model.under_way(talk), talk
+            assert talk.answered_us is not None and talk.answered_us < before_us
+            assert id(talk) not in buried, "the conversation of a dead letter was deleted"
+        model.cleaned += len(gone)
+        model.deliveries = [each for each in model.deliveries if each not in gone]
+        model.messages = [each for each in model.messages if each not in messages]
+        model.conversations = [each for each in model.conversations if each not in talks]
+        assert {each.message for each in model.deliveries} <= {*model.messages}
+        assert {each.conversation for each in model.messages} <= {*model.conversations}
 
     # ---- Comparing ------------------------------------------------------------------------------
 

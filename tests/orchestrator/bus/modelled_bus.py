@@ -140,7 +140,7 @@ class ModelledBus:
         agent = self.agents.get(sender)
         if sender == "operator":
             allowed = topic != "user.reply"
-        elif agent is None or not (agent.active or agent.known):
+        elif agent is None or not (agent.active or agent.retired):
             allowed = False
         elif addressed is not None:
             allowed = addressed in agent.delegates
@@ -469,8 +469,9 @@ class ModelledBus:
         if completion.state and changed:
             if not self.may_begin_anew(delivery):
                 raise Refusal("work.conflict")
-            self.queue(delivery, displaced=True)
+            self.queue(delivery, displaced=False)
             delivery.begin_anew()
+            self.give_back(worker, told=True)
             return {"state": "queued"}
         self._require_own_tasks(agent, completion)
         self._keep(agent, completion)
@@ -520,7 +521,7 @@ class ModelledBus:
             else:
                 self.state[agent, change.key] = change.value
         own = self.agents[agent]
-        allowed = own.state_max if own.active or own.known else 0
+        allowed = own.state_max if own.active or own.retired else 0
         if completion.state and self.size_of_state(agent) > max(allowed, size):
             self.state = before
             raise Refusal("work.refused")

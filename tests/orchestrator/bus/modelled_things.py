@@ -24,8 +24,8 @@ class Agent:
     screened: bool = True
     state_max: int = 0
     active: bool = True
-    known: bool = True
-    """It is retired by the operator, so what it still has to do may be published."""
+    retired: bool = False
+    """By the operator: what it still has to do may be published."""
 
 
 @dataclass(eq=False)
