@@ -18,6 +18,11 @@ TICK_DIGITS: Final = 8
 COUNT_DIGITS: Final = 4
 """A million names of the bus's own in each hundredth of a second."""
 
+NAMES_PER_TICK: Final = len(DIGITS) ** COUNT_DIGITS
+
+NAME_CHARS: Final = TICK_DIGITS + COUNT_DIGITS
+"""Of the bus's own."""
+
 RANDOM_DIGITS: Final = 5
 """Of a client's own name, which is so one longer than any of the bus: 33 millions to choose from in
 each hundredth of a second."""
@@ -33,20 +38,27 @@ def fresh() -> str:
 class Names:
     """Names that no other conversation has, for the bus: made by one alone, who counts them."""
 
-    def __init__(self) -> None:
-        self._tick = 0
-        self._count = 0
+    def __init__(self, latest: str = "") -> None:
+        """`latest` is the greatest name that the bus has made before."""
+        self._tick = _number(latest[:TICK_DIGITS])
+        self._count = NAMES_PER_TICK
 
     def next(self, now_us: int, count: int) -> list[str]:
         """So many, in their order."""
         # A clock that is set back does not repeat a name.
-        tick = max(now_us // TICK_US, self._tick)
-        if tick > self._tick or self._count + count > len(DIGITS) ** COUNT_DIGITS:
-            self._tick = max(tick, self._tick + 1)
+        if now_us // TICK_US > self._tick or self._count + count > NAMES_PER_TICK:
+            self._tick = max(now_us // TICK_US, self._tick + 1)
             self._count = 0
         first, prefix = self._count, _digits(self._tick, TICK_DIGITS)
         self._count += count
         return [prefix + _digits(each, COUNT_DIGITS) for each in range(first, self._count)]
+
+
+def _number(text: str) -> int:
+    number = 0
+    for digit in text:
+        number = number * len(DIGITS) + DIGITS.index(digit)
+    return number
 
 
 def _digits(number: int, width: int) -> str:

@@ -9,7 +9,7 @@ import msgspec
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.values import Priority, Receipt, rank
-from orchestrator.bus.correlations import Names
+from orchestrator.bus.correlations import DIGITS, NAME_CHARS, Names
 from orchestrator.bus.inboxes import inboxes_of
 from orchestrator.bus.limits import MESSAGE_ID_CHARS_MAX, MESSAGE_TTL_US, PAYLOADS_MAX
 from orchestrator.bus.posting import Place, Post, free_numbers, post_all, receivers_of
@@ -110,6 +110,16 @@ def unknown_conversation(correlation: str) -> Failure:
 _NAMES: Final = "bus.names"
 
 
+def _names(tx: Transaction) -> Names:
+    # Those of clients are longer, or whatever they like: only its own are looked at.
+    found = tx.row(
+        "SELECT correlation FROM conversation WHERE length(correlation) = ?"
+        " AND correlation GLOB ? ORDER BY correlation DESC LIMIT 1",
+        (NAME_CHARS, f"[{DIGITS}]" * NAME_CHARS),
+    )
+    return Names("" if found is None else found[0])
+
+
 class Openings:
     """Messages that each open a conversation, collected until they are written together."""
 
@@ -135,7 +145,7 @@ class Openings:
         numbers = free_numbers(tx)
         message = numbers.message + len(self._posts)
         conversation = numbers.conversation + len(self._conversations)
-        names = tx.cached(_NAMES, Names).next(tx.now_us, len(payloads))
+        names = tx.cached(_NAMES, lambda: _names(tx)).next(tx.now_us, len(payloads))
         ids: Sequence[str | None] = request.message_ids or [None] * len(payloads)
         for payload, name, publisher_id in zip(payloads, names, ids, strict=True):
             self._conversations.append(

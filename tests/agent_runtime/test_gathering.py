@@ -129,8 +129,11 @@ def test_a_deleted_key_counts_as_a_part() -> None:
 def test_the_largest_completion_on_top_of_the_most_that_waits_fits_into_a_frame() -> None:
     gathering = Gathering()
     empty = [Outgoing(topic="x" * 128, payload=b"")]
+    parts_each = GATHERED_BYTES_MAX // GATHERED_MAX // 128 - 1
     for number in range(GATHERED_MAX - 1):
-        gathering.add(number, Completion(outcome="acted", reason="", outputs=empty * 30), 0.0)
+        gathering.add(
+            number, Completion(outcome="acted", reason="", outputs=empty * parts_each), 0.0
+        )
     assert not gathering.is_due(0.0)
     parts = [
         Outgoing(topic="x" * 128, payload=bytes(limits.STAGED_BYTES_MAX // 1024 - 256))

@@ -4,6 +4,7 @@ The reducers run under the real writer, in the thread of the test. What they han
 the store's receivers take it: after the commit, in order.
 """
 
+import contextlib
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -62,10 +63,8 @@ def breaks_down_in_part(step: Step) -> Step:
 
 def fills_the_disk(step: Step) -> Step:
     def reducer(tx: Transaction, arguments: Any) -> None:
-        try:
+        with contextlib.suppress(Failure):
             step.reducer(tx, arguments)
-        except Failure:
-            pass
         with tx.acting_as("bus"):
             tx.execute(
                 "INSERT INTO prompt_set (hash, prompts, first_us)"
@@ -94,7 +93,8 @@ class DrivenBus:
         self.path = path
         shutil.copyfile(template, path)
         self.model = ModelledBus(agents)
-        self.numbers_seen = {"message": 0, "delivery": 0, "conversation": 0}
+        self.numbers_seen = {"message": 0, "delivery": 0}
+        self._learned: set[Message] = set()
         self._open()
         self.register([agent for agent in agents if agent.active])
 
@@ -220,19 +220,20 @@ class DrivenBus:
 
     def _learn_messages(self) -> None:
         model = self.model
-        known = {each.number for each in model.messages}
         found: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
         rows = self.rows("SELECT id, conversation, sender, topic, payload FROM message ORDER BY id")
         for number, *key in rows:
-            if number not in known:
+            if number > self.numbers_seen["message"]:
                 found[tuple(key)].append(number)
-        new: list[Message] = [each for each in model.messages if not each.number]
+        new: list[Message] = [each for each in model.messages if each not in self._learned]
         by_sender: defaultdict[str, list[int]] = defaultdict(list)
         for each in new:
-            each.number = found[
-                each.conversation.number, each.sender, each.topic, each.payload
-            ].pop(0)
+            numbers = found[each.conversation.number, each.sender, each.topic, each.payload]
+            assert numbers, f"{each} is missing"
+            each.number = each.number or numbers[0]
+            numbers.remove(each.number)
             by_sender[each.sender].append(each.number)
+        self._learned.update(new)
         by_sender.pop("bus", None)
         for numbers in by_sender.values():
             assert numbers == sorted(numbers), "messages of one sender are not in its order"

@@ -86,16 +86,15 @@ class Steps:
         messages, repeated = self.model.publish(request)
         assert isinstance(answer, Accepted), answer
         assert answer.repeated == repeated
+        fresh = [each for each in messages if not each.number]
         for message, number, name in zip(
             messages, answer.messages, answer.correlations, strict=True
         ):
             talk = message.conversation
-            talk.name = talk.name or name
-            assert talk.name == name
-            assert message.number in (0, number)
-        if repeated < len(messages):
-            fresh = next(each for each in messages if not each.number)
-            assert tuple(answer.subscribers) == fresh.receipt
+            talk.name, message.number = talk.name or name, message.number or number
+            assert (talk.name, message.number) == (name, number)
+        if fresh:
+            assert tuple(answer.subscribers) == fresh[0].receipt
         else:
             first = min(messages, key=lambda each: each.number)
             assert set(first.receipt) <= set(answer.subscribers)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -203,6 +204,12 @@ class BusMachine(RuleBasedStateMachine):
         self.bus.close()
         self.folder.cleanup()
 
+    @initialize(windows=st.lists(st.integers(0, 4), min_size=3, max_size=3))
+    def start_workers(self, windows: list[int]) -> None:
+        for agent, window in zip(("alfa", "bravo", "carol"), windows, strict=True):
+            self.workers += 1
+            self.bus.do(self.steps.grant(agent, f"w{self.workers}", window, ""))
+
     # ---- Choosing -------------------------------------------------------------------------------
 
     def chosen(self, things: Sequence[T], pick: int) -> T:
@@ -306,6 +313,20 @@ class BusMachine(RuleBasedStateMachine):
         self.bus.do(step, *([step] if again else []), fault=fault)
 
     @precondition(lambda self: self.in_hands())
+    @rule(completion=completions())
+    def complete_next(self, completion: Completion) -> None:
+        each = self.in_hands()[0]
+        self.bus.do(self.steps.complete(each.agent, each.number, each.holder or "", completion))
+
+    @rule(count=st.integers(1, 3), priority=RANKS)
+    def publish_plainly(self, count: int, priority: Any) -> None:
+        for topic in ("work.a", "note.x"):
+            request = Publish(
+                topic=topic, payloads=[b"p"] * count, priority=priority, screened=True, asked=True
+            )
+            self.bus.do(self.steps.publish(request))
+
+    @precondition(lambda self: self.in_hands())
     @rule(pick=PICK, texts=st.lists(st.sampled_from(("dug", "filled")), min_size=1, max_size=2))
     def complete_and_remember(self, pick: int, texts: list[str]) -> None:
         each = self.chosen(self.in_hands(), pick)
@@ -327,7 +348,9 @@ class BusMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_hands())
     @rule(
         pick=PICK,
-        told=st.lists(st.tuples(st.integers(0, 6), completions()), min_size=1, max_size=6),
+        told=st.lists(
+            st.tuples(st.integers(0, 6), completions()), min_size=1, max_size=6
+        ),
         fault=FAULT,
     )
     def complete_all(self, pick: int, told: list[tuple[int, Completion]], fault: str) -> None:
@@ -335,7 +358,8 @@ class BusMachine(RuleBasedStateMachine):
         assert first.holder is not None
         own = [e.number for e in self.model.hands[first.holder]]
         own += [self.any_delivery(pick)]
-        finished = [Finished(self.chosen(own, each), completion) for each, completion in told]
+        chosen = {self.chosen(own, each): completion for each, completion in told}
+        finished = [Finished(each, completion) for each, completion in chosen.items()]
         self.bus.do(self.steps.complete_all(first.agent, first.holder, finished), fault=fault)
 
     @precondition(lambda self: self.in_hands())
@@ -487,6 +511,7 @@ class BusMachine(RuleBasedStateMachine):
         configured = [
             each for each in self.model.agents.values() if with_delta or each.name != "delta"
         ]
+        self.model.now_us += SECOND_US
         self.bus.crash(configured)
 
 
