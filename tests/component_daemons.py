@@ -6,7 +6,6 @@ message on the topic that it is configured with, and `sink` takes those answers.
 
 import asyncio
 import json
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any, Final
 import tomli_w
 import wasmtime
 import wat_components as wat
-from daemons import Command, Installation, RunningDaemon, agentd
+from daemons import Command, Installation, RunningDaemon
 
 from ipc_protocol.aio import Connection, connect
 from ipc_protocol.control import Send
@@ -57,15 +56,7 @@ def component_daemon(folder: Path, compile_time: str = "5s") -> Iterator[Running
 
 def component_installation(folder: Path, compile_time: str = "5s") -> Installation:
     """The folder of one, with the files of its agents."""
-    made = agentd("init", str(folder / "here"))
-    assert made.status == 0, made.errors
-    installation = Installation(folder / "here")
-    document = tomllib.loads(installation.config.read_text())
-    del document["model"]  # nobody needs one
-    document["components"] = {"compile_time": compile_time}
-    installation.config.write_text(tomli_w.dumps(document))
-    for path in (installation.folder / "agents.d").glob("*.toml"):
-        path.unlink()
+    installation = Installation.bare(folder / "here", components={"compile_time": compile_time})
     agents = installation.folder / "agents.d"
     echo = write_component(folder, "echo", wat.agent())
     sink = write_component(

@@ -105,6 +105,19 @@ class Installation:
         assert added.status == 0, added.errors
         return here
 
+    @classmethod
+    def bare(cls, folder: Path, **tables: dict[str, Any]) -> "Installation":
+        """`agentd init` without its agents and without a model, and these tables."""
+        made = agentd("init", str(folder))
+        assert made.status == 0, made.errors
+        here = cls(folder)
+        document = tomllib.loads(here.config.read_text())
+        del document["model"]
+        here.config.write_text(tomli_w.dumps({**document, **tables}))
+        for path in (folder / "agents.d").glob("*.toml"):
+            path.unlink()
+        return here
+
     @property
     def config(self) -> Path:
         return self.folder / "agentd.toml"

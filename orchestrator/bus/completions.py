@@ -36,15 +36,17 @@ def complete_all(tx: Transaction, arguments: CompleteAll) -> list[Completed | Fa
     """Apply completions in their order, each whole or not at all."""
     answers: list[Completed | Failure] = []
     credit = credits_of(tx).holder(tx.actor, arguments.incarnation)
-    plain: list[Finished] = []
+    plain: dict[int, Finished] = {}
     for finished in arguments.finished:
-        if credit is not None and _is_plain(credit, finished):
-            plain.append(finished)
+        if finished.delivery in plain:
+            answers.append(Completed(state="done", repeated=True))
+        elif credit is not None and _is_plain(credit, finished):
+            plain[finished.delivery] = finished
             answers.append(_DONE)
         else:
             answers.append(_completed_alone(tx, arguments, finished))
     if credit is not None and plain:
-        _close_plain(tx, credit, plain)
+        _close_plain(tx, credit, list(plain.values()))
         refill(tx, tx.actor)
     return answers
 

@@ -6,13 +6,12 @@ Its agents answer with what they were told, on topics of which one leads nowhere
 import json
 import signal
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import tomli_w
-from daemons import AGENTD, Installation, RunningDaemon, agentd, short_folder
+from daemons import AGENTD, Installation, RunningDaemon, short_folder
 
 RELAYED = "relay.out"
 LOST = "relay.lost"
@@ -22,14 +21,7 @@ LOST = "relay.lost"
 def daemon() -> Iterator[RunningDaemon]:
     """`relay` passes on what it gets, to `sink` and to nobody."""
     with short_folder() as folder:
-        made = agentd("init", str(folder / "here"))
-        assert made.status == 0, made.errors
-        installation = Installation(folder / "here")
-        document = tomllib.loads(installation.config.read_text())
-        del document["model"]  # nobody needs one
-        installation.config.write_text(tomli_w.dumps(document))
-        for path in (installation.folder / "agents.d").glob("*.toml"):
-            path.unlink()
+        installation = Installation.bare(folder / "here")
         installation.add_agent(
             "relay", brain="echo", consumes=["relay.in"], publishes=[RELAYED, LOST]
         )

@@ -1,25 +1,16 @@
 """`agentd ctl send` with an id of one's own, and waiting until the message is handled."""
 
-import tomllib
 from collections.abc import Iterator
 
 import pytest
-import tomli_w
-from daemons import Installation, RunningDaemon, agentd, short_folder
+from daemons import Installation, RunningDaemon, short_folder
 
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[RunningDaemon]:
     """`first` passes on what it gets to `second`, and `third` hears of it too."""
     with short_folder() as folder:
-        made = agentd("init", str(folder / "here"))
-        assert made.status == 0, made.errors
-        installation = Installation(folder / "here")
-        document = tomllib.loads(installation.config.read_text())
-        del document["model"]  # nobody needs one
-        installation.config.write_text(tomli_w.dumps(document))
-        for path in (installation.folder / "agents.d").glob("*.toml"):
-            path.unlink()
+        installation = Installation.bare(folder / "here")
         installation.add_agent("first", brain="echo", consumes=["work.in"], publishes=["work.out"])
         installation.add_agent("second", brain="echo", consumes=["work.out"])
         installation.add_agent("third", brain="echo", consumes=["work.in"])

@@ -212,11 +212,6 @@ class DrivenBus:
             each.number = found[each.message.number, each.agent].pop(0)
         self._require_new("delivery", [each.number for each in new])
         self._learn_letters()
-        tasks = dict.fromkeys(row[0] for row in self.rows("SELECT id FROM task ORDER BY id"))
-        fresh = [each for each in tasks if each not in model.tasks]
-        for number, task in zip(fresh, model.new_tasks, strict=False):
-            model.tasks[number] = task
-        del model.new_tasks[: len(fresh)]
 
     def _learn_messages(self) -> None:
         model = self.model
@@ -378,7 +373,7 @@ class DrivenBus:
         memories = Counter(self.rows("SELECT owner, text, delivery FROM memory"))
         assert memories == Counter((o, text, each.number) for o, text, each in model.memories)
         tasks = {row[0]: row[1:] for row in self.rows("SELECT id, owner, title FROM task")}
-        assert tasks == model.tasks and not model.new_tasks
+        assert tasks == model.tasks
         state = {row[:2]: row[2] for row in self.rows("SELECT owner, key, value FROM state")}
         assert state == model.state
         letters = self.rows(

@@ -56,7 +56,6 @@ class ModelledBus:
         self.questions: list[Question] = []
         self.memories: list[tuple[str, str, Delivery]] = []
         self.tasks: dict[int, tuple[str, str]] = {}
-        self.new_tasks: list[tuple[str, str]] = []
         self.state: dict[tuple[str, str], bytes] = {}
         self.workers: dict[str, Worker] = {}
         self.hands: dict[str, list[Delivery]] = {}
@@ -347,7 +346,9 @@ class ModelledBus:
         delivery.state, delivery.reason, delivery.until_us = "queued", None, None
         delivery.waits_for = None
         delivery.ready_since = self.step - 1
-        delivery.displaced |= displaced
+        current = self.workers.get(delivery.agent)
+        replaced = current is None or current.name != delivery.holder
+        delivery.displaced |= displaced or replaced
 
     def give_back(self, worker: str, *, told: bool) -> list[Delivery]:
         rest = self.held(worker)
@@ -505,8 +506,12 @@ class ModelledBus:
         return free <= 0 or coming > 7 * free
 
     def _require_own_tasks(self, agent: str, completion: Completion) -> None:
+        """Tasks are never removed, so they are numbered without a gap."""
+        owners = {number: owner for number, (owner, _) in self.tasks.items()}
         for change in completion.tasks:
-            if change.id is not None and self.tasks.get(change.id, ("", ""))[0] != agent:
+            if change.id is None:
+                owners[len(owners) + 1] = agent
+            elif owners.get(change.id) != agent:
                 raise Refusal("store.ownership")
 
     def size_of_state(self, agent: str) -> int:
@@ -542,7 +547,7 @@ class ModelledBus:
         self.memories += [(agent, entry.text, delivery) for entry in completion.memories]
         for change in completion.tasks:
             if change.id is None:
-                self.new_tasks.append((agent, change.title or ""))
+                self.tasks[len(self.tasks) + 1] = (agent, change.title or "")
             else:
                 self.tasks[change.id] = (agent, change.title or self.tasks[change.id][1])
         letters = len(self.letters)

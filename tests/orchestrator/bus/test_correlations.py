@@ -1,8 +1,12 @@
 """Names of conversations."""
 
+from typing import Any
+
 from orchestrator.bus.correlations import NAMES_PER_TICK, TICK_US, Names, fresh
 from orchestrator.store.store import Store
-from tests.orchestrator.bus.conftest import Bus
+
+Bus = Any
+"""The fixture `bus`."""
 
 NOW_US = 1_800_000_000_000_000
 
