@@ -65,6 +65,7 @@ class Applying:
         *,
         worker_died: bool = False,
         final: bool,
+        code: str = "work.refused",
         anew: bool = False,
         rest: bool = True,
     ) -> None:
@@ -80,6 +81,7 @@ class Applying:
             error=error,
             worker_died=worker_died,
             final=final,
+            code=code,
             anew=anew,
             rest=rest,
         )
@@ -113,7 +115,9 @@ class Applying:
         for each, answer in zip(leased, answers, strict=True):
             if isinstance(answer, Failure):
                 final = answer.code not in PASSING
-                await self.end(each, incarnation, str(answer), final=final, rest=False)
+                await self.end(
+                    each, incarnation, str(answer), final=final, code=answer.code, rest=False
+                )
 
     async def _apply(
         self, incarnation: str, finished: Sequence[Finished]

@@ -76,6 +76,9 @@ PREEMPTIONS_MAX: Final = 3
 """How often one delivery gives way to something more urgent. Each time may cost it an answer of the
 model, and it has to come to an end."""
 
+PREEMPTED_MAX: Final = 1024
+"""Deliveries of which that is counted. Those that have ended otherwise than done are among them."""
+
 DIVERGED: Final = "journal.mismatch"
 
 OVER_BUDGET: Final = "work.budget"
@@ -113,7 +116,7 @@ class Lane:
         self._suspects = 0
         """Deliveries one of which a worker may have died of: so many are tried alone."""
         self._preempted: dict[int, int] = {}
-        """How often those have given way that are not done; bound: what an agent may be given."""
+        """How often deliveries have given way."""
         self._applying = Applying(
             agent, store=store, embedding=embedding, metrics=metrics, clock_us=clock_us
         )
@@ -401,6 +404,8 @@ class Lane:
         """Park what it works on: it is queued again, behind what is more urgent."""
         delivery = work.delivery.delivery
         self._preempted[delivery] = self._preempted.get(delivery, 0) + 1
+        if len(self._preempted) > PREEMPTED_MAX:
+            del self._preempted[next(iter(self._preempted))]
         yielding = GiveWay(incarnation=work.incarnation, delivery=delivery)
         await self._store.apply_when_room(give_way, BUS, yielding)
         work.interrupt("parked")

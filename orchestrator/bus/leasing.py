@@ -96,6 +96,8 @@ class Fail(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     worker_died: bool
     final: bool = False
+    code: str = "work.refused"
+    """Of the dead letter, if it is final."""
     anew: bool = False
     rest: bool = False
     """Its worker is taken from it, and what that one has not begun is queued again."""
@@ -310,7 +312,7 @@ def fail(tx: Transaction, arguments: Fail) -> DeliveryState:
     begins_anew = arguments.anew and may_begin_anew(tx, row)
     state: DeliveryState = "dead"
     if (arguments.final and not begins_anew) or deaths >= DEATHS_MAX:
-        code = "work.refused" if arguments.final else "work.deaths"
+        code = arguments.code if arguments.final else "work.deaths"
         bury_delivery(tx, row, code, arguments.error, deaths)
         delivery_closed(tx, row)
     else:

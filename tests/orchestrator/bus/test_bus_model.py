@@ -101,6 +101,7 @@ TOPICS: Final = (
     "Not a topic",
 )
 
+RARELY: Final = st.sampled_from((False, False, False, False, True))
 PICK: Final = st.integers(0, 2**16)
 FAULT: Final = st.sampled_from(("", "", "", "", "", "raise", "part", "full"))
 RANKS: Final = st.sampled_from((None, *URGENCIES))
@@ -141,6 +142,10 @@ OUTPUTS: Final = st.one_of(
         max_size=4,
     ),
     st.just([Outgoing(topic="user.reply", payload=b"Done.")]),
+    st.just([Outgoing(topic="more.a", payload=b"and more"), Outgoing(topic="work.b", payload=b"")]),
+    st.just(
+        [Outgoing(topic="agent.bravo", payload=b"yours"), Outgoing(topic="agent.alfa", payload=b"")]
+    ),
     st.just([Outgoing(topic="work.a", payload=b"again")] * 9),
     st.just([Outgoing(topic="user.reply", payload=b"%d" % n) for n in range(66)]),
 )
@@ -204,7 +209,7 @@ class BusMachine(RuleBasedStateMachine):
         self.bus.close()
         self.folder.cleanup()
 
-    @initialize(windows=st.lists(st.integers(0, 4), min_size=3, max_size=3))
+    @initialize(windows=st.lists(st.integers(0, 5), min_size=3, max_size=3))
     def start_workers(self, windows: list[int]) -> None:
         for agent, window in zip(("alfa", "bravo", "carol"), windows, strict=True):
             self.workers += 1
@@ -272,11 +277,15 @@ class BusMachine(RuleBasedStateMachine):
     @rule(
         agent=AGENTS,
         window=st.integers(0, 5),
-        fresh=st.booleans(),
-        other=st.booleans(),
+        fresh=RARELY,
+        other=RARELY,
+        early=RARELY,
         fault=FAULT,
     )
-    def grant(self, agent: str, window: int, fresh: bool, other: bool, fault: str) -> None:
+    def grant(
+        self, agent: str, window: int, fresh: bool, other: bool, early: bool, fault: str
+    ) -> None:
+        """With `early` a new worker comes before what the former one held is given back."""
         if not any(row for row in self.bus.rows(f"SELECT 1 FROM agent WHERE name = '{agent}'")):
             return
         worker = self.model.workers.get(agent)
@@ -285,7 +294,7 @@ class BusMachine(RuleBasedStateMachine):
             component = "1" if not component else ""
         steps: list[Step] = []
         if worker is None or fresh or other:
-            if worker is not None:
+            if worker is not None and not early:
                 steps.append(self.steps.release_leases(worker.name))
             self.workers += 1
             name = f"w{self.workers}"
@@ -293,14 +302,6 @@ class BusMachine(RuleBasedStateMachine):
             name = worker.name
         steps.append(self.steps.grant(agent, name, window, component))
         self.bus.do(*steps, fault=fault)
-
-    @rule(agent=AGENTS, window=st.integers(1, 5))
-    def another_incarnation(self, agent: str, window: int) -> None:
-        """It comes before what the former one held is given back."""
-        if agent in self.model.workers:
-            self.workers += 1
-            component = self.model.workers[agent].component
-            self.bus.do(self.steps.grant(agent, f"w{self.workers}", window, component))
 
     @precondition(lambda self: self.in_hands())
     @rule(pick=PICK, completion=completions(), screened=st.booleans(), fault=FAULT)
@@ -316,6 +317,18 @@ class BusMachine(RuleBasedStateMachine):
     @rule(completion=completions())
     def complete_next(self, completion: Completion) -> None:
         each = self.in_hands()[0]
+        self.bus.do(self.steps.complete(each.agent, each.number, each.holder or "", completion))
+
+    @precondition(lambda self: self.in_hands())
+    @rule(completion=completions(), pick=PICK)
+    def complete_early(self, completion: Completion, pick: int) -> None:
+        each = self.chosen(self.in_hands(), pick)
+        self.bus.do(self.steps.complete(each.agent, each.number, each.holder or "", completion))
+
+    @precondition(lambda self: self.in_hands())
+    @rule(completion=completions(), pick=PICK)
+    def complete_soon(self, completion: Completion, pick: int) -> None:
+        each = self.chosen(self.in_hands(), pick)
         self.bus.do(self.steps.complete(each.agent, each.number, each.holder or "", completion))
 
     @rule(count=st.integers(1, 3), priority=RANKS)
@@ -348,9 +361,7 @@ class BusMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_hands())
     @rule(
         pick=PICK,
-        told=st.lists(
-            st.tuples(st.integers(0, 6), completions()), min_size=1, max_size=6
-        ),
+        told=st.lists(st.tuples(st.integers(0, 6), completions()), min_size=1, max_size=6),
         fault=FAULT,
     )
     def complete_all(self, pick: int, told: list[tuple[int, Completion]], fault: str) -> None:
@@ -396,13 +407,18 @@ class BusMachine(RuleBasedStateMachine):
         each = self.chosen(self.in_hands(), pick)
         self.bus.do(self.steps.give_way(each.number, each.holder or ""), fault=fault)
 
-    @rule(pick=PICK, fault=FAULT)
-    def release(self, pick: int, fault: str) -> None:
-        self.bus.do(self.steps.release(self.any_worker(pick)), fault=fault)
-
-    @rule(pick=PICK, fault=FAULT)
-    def worker_dies(self, pick: int, fault: str) -> None:
-        self.bus.do(self.steps.release_leases(self.any_worker(pick)), fault=fault)
+    @rule(pick=PICK, fault=FAULT, dies=st.booleans(), window=st.integers(0, 5))
+    def give_back(self, pick: int, fault: str, dies: bool, window: int) -> None:
+        """A worker has begun nothing of what it holds, or it dies and has a successor."""
+        workers = self.model.workers
+        if not dies or not workers:
+            self.bus.do(self.steps.release(self.any_worker(pick)), fault=fault)
+            return
+        agent = self.chosen(sorted(workers), pick)
+        former = workers[agent]
+        self.workers += 1
+        self.bus.do(self.steps.release_leases(former.name), fault=fault)
+        self.bus.do(self.steps.grant(agent, f"w{self.workers}", window, former.component))
 
     @precondition(lambda self: self.in_hands())
     @rule(
@@ -459,15 +475,17 @@ class BusMachine(RuleBasedStateMachine):
     def reply(self, pick: int, fault: str) -> None:
         self.bus.do(self.steps.reply(self.chosen(self.model.questions, pick)), fault=fault)
 
-    @rule(name=AGENTS, fault=FAULT)
-    def retire(self, name: str, fault: str) -> None:
+    @rule(name=st.sampled_from(("delta", "delta", "alfa", "bravo", "carol")), fault=FAULT)
+    def come_or_go(self, name: str, fault: str) -> None:
         agent = self.model.agents[name]
         if agent.active:
             self.bus.do(self.steps.retire(agent), fault=fault)
+        self.bus.do(self.steps.add(agent), fault=fault)
 
-    @rule(name=AGENTS, fault=FAULT)
-    def add(self, name: str, fault: str) -> None:
-        self.bus.do(self.steps.add(self.model.agents[name]), fault=fault)
+    @rule(name=AGENTS, rarely=RARELY)
+    def retire(self, name: str, rarely: bool) -> None:
+        if rarely and self.model.agents[name].active:
+            self.bus.do(self.steps.retire(self.model.agents[name]))
 
     @precondition(lambda self: self.model.letters)
     @rule(pick=PICK, count=st.integers(1, 4), again=st.booleans(), fault=FAULT)
@@ -485,7 +503,9 @@ class BusMachine(RuleBasedStateMachine):
     # ---- Time and trouble -----------------------------------------------------------------------
 
     @rule(
-        wait_us=st.sampled_from((SECOND_US, 31 * SECOND_US, 3600 * SECOND_US, 8 * DAY_US)),
+        wait_us=st.sampled_from(
+            (SECOND_US, 2 * SECOND_US, 31 * SECOND_US, 3600 * SECOND_US, 8 * DAY_US)
+        ),
         resume=st.booleans(),
         fault=FAULT,
     )
@@ -506,13 +526,16 @@ class BusMachine(RuleBasedStateMachine):
         order = Clean(before_us=before_us, limit=limit)
         self.bus.do(Step(clean, "bus", order, follow))
 
-    @rule(with_delta=st.booleans())
-    def daemon_dies(self, with_delta: bool) -> None:
+    @rule(rarely=RARELY, with_delta=st.booleans(), window=st.integers(0, 5))
+    def daemon_dies(self, rarely: bool, with_delta: bool, window: int) -> None:
+        if not rarely:
+            return
         configured = [
             each for each in self.model.agents.values() if with_delta or each.name != "delta"
         ]
         self.model.now_us += SECOND_US
         self.bus.crash(configured)
+        self.start_workers([window, 2, 2])
 
 
 @pytest.fixture(scope="module")
