@@ -23,7 +23,7 @@ from orchestrator.store.store import Store
 
 log = logging.getLogger(__name__)
 
-PASSING: Final = frozenset({"store.full", "inference.busy"})
+PASSING: Final = frozenset({"store.full", "store.slow-reader", "inference.busy"})
 """Failures of the daemon's own side that are nobody's fault and pass."""
 
 
@@ -105,11 +105,10 @@ class Applying:
             answers = await self._apply(incarnation, finished)
         except Failure as failure:
             answers = [failure] * len(finished)
-        except Exception as error:
-            # Whatever a worker sends must not end more than its own deliveries.
-            log.exception("completions of %s could not be applied", self._agent)
-            refused = Failure("work.refused", f"{type(error).__name__}: {error}.")
-            answers = [refused] * len(finished)
+        except Exception:
+            # Whatever a worker sends must not end more than its own delivery.
+            log.exception("completions of %s are applied one by one", self._agent)
+            answers = [await self._apply_or_refuse(incarnation, each) for each in finished]
         reach("completion.committed")
         self._count(leased, finished, answers)
         for each, answer in zip(leased, answers, strict=True):
@@ -140,6 +139,13 @@ class Applying:
             return await self._store.apply_when_room(complete, self._agent, request)
         except Failure as failure:
             return failure
+
+    async def _apply_or_refuse(self, incarnation: str, finished: Finished) -> Completed | Failure:
+        try:
+            return await self._apply_one(incarnation, finished)
+        except Exception as error:
+            log.exception("a completion of %s could not be applied", self._agent)
+            return Failure("work.refused", f"{type(error).__name__}: {error}.")
 
     async def _vectors(self, completion: Completion) -> list[bytes | None]:
         memories = [f"{entry.text} {entry.lesson}" for entry in completion.memories]

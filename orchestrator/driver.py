@@ -1,4 +1,4 @@
-"""The driver of one agent: keeps a confined worker alive, and leases it one delivery at a time.
+"""The driver of one agent: keeps a confined worker alive, and has deliveries leased to it.
 
 It decides nothing about messages (the bus does), about restarts (`supervision.restart` does), about
 a delivery in work (`lane` does), or about how good a new version is (`trial` does).
@@ -381,6 +381,8 @@ class Driver:
         worker, lane = incarnation.worker, self._lane
         granted = 0
         lane.drop()  # what came for a worker before this one has been given back
+        closing = asyncio.create_task(worker.connection.wait_closed())
+        closing.add_done_callback(lambda _: self._awake.set())
         with self._store.receiving(incarnation.name, self._take):
             try:
                 while not worker.connection.closed and not self._is_followed:
@@ -389,7 +391,7 @@ class Driver:
                         continue
                     granted = lane.window
                     if lane.waits:
-                        await self._idle(incarnation)
+                        await self._idle()
                         continue
                     trial = self._trial.is_on
                     if batch := await lane.next_batch(incarnation.name, trial=trial):
@@ -398,6 +400,7 @@ class Driver:
                         self._handling = False
                         await self._trial.ended(ending)
             finally:
+                closing.cancel()
                 await lane.settle()
                 # What it has not begun goes to the one that follows it; on a full disk that one
                 # gives it back, or the next start of the daemon.
@@ -408,13 +411,15 @@ class Driver:
         self._lane.take(leased)
         self._awake.set()
 
-    async def _idle(self, incarnation: Incarnation) -> None:
+    async def _idle(self) -> None:
         """Until there may be work, the worker is gone, or its probation may be over."""
         due_us = self._trial.due_us
-        seconds = None if due_us is None else max(0, due_us - self._clock_us()) / 1e6
+        if due_us is None:
+            await self._awake.wait()
+            return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await first_of(self._awake.wait(), incarnation.worker.connection.wait_closed())
+            async with asyncio.timeout(max(0, due_us - self._clock_us()) / 1e6):
+                await self._awake.wait()
         await self._trial.time_passed()
 
     async def _grant(self, incarnation: Incarnation) -> bool:

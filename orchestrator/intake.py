@@ -14,7 +14,7 @@ import msgspec
 
 from ipc_protocol.errors import Failure
 from orchestrator.bus.fairness import FairQueue, cost_of
-from orchestrator.bus.opening import Accepted, Publish
+from orchestrator.bus.opening import Accepted, Publish, require_shape
 from orchestrator.bus.publishing import publish_all
 from orchestrator.bus.routing import OPERATOR
 from orchestrator.failpoints import reach
@@ -61,7 +61,7 @@ class Intake:
         self._requests: FairQueue[Hashable, _Request] = FairQueue()
         self._under_way: set[asyncio.Task[None]] = set()
         self._looking: set[asyncio.Task[None]] = set()
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, list[_Waiting]] = {}
         """Who waits for a message; bound: the requests that may be under way."""
 
     async def publish(
@@ -76,8 +76,9 @@ class Intake:
         answer: asyncio.Future[Accepted] = loop.create_future()
         waiting = _Waiting(loop.create_future()) if handled else None
         payloads = request.payloads
-        cost = cost_of(max(1, len(payloads)), sum(map(len, payloads)))
         try:
+            require_shape(request)
+            cost = cost_of(len(payloads), sum(map(len, payloads)))
             self._requests.push(publisher, cost, _Request(request, answer, waiting))
             self._pump()
             accepted = await answer
@@ -128,7 +129,7 @@ class Intake:
         waiting.messages = accepted.messages
         waiting.left = len(accepted.messages) * len(accepted.subscribers)
         for message in accepted.messages:
-            self._waiting[message] = waiting
+            self._waiting.setdefault(message, []).append(waiting)
         if accepted.repeated or not waiting.left:
             self._look_soon(waiting)
 
@@ -138,21 +139,20 @@ class Intake:
         with self._store.changes.subscribe(kinds, CLOSED_CHANGES_MAX) as changes:
             async for change in changes:
                 if change.kind == LAGGED:
-                    for waiting in {id(each): each for each in self._waiting.values()}.values():
+                    everybody = [each for waiting in self._waiting.values() for each in waiting]
+                    for waiting in {id(each): each for each in everybody}.values():
                         self._look_soon(waiting)
                 elif self._waiting:
                     self._count_down(change.data["messages"])
 
     def _count_down(self, messages: Iterable[int]) -> None:
         for message in messages:
-            waiting = self._waiting.get(message)
-            if waiting is None:
-                continue
-            waiting.left -= 1
-            if waiting.uncounted:
-                self._look_soon(waiting)
-            elif not waiting.left:
-                self._tell(waiting)
+            for waiting in tuple(self._waiting.get(message, ())):
+                waiting.left -= 1
+                if waiting.uncounted:
+                    self._look_soon(waiting)
+                elif not waiting.left:
+                    self._tell(waiting)
 
     def _look_soon(self, waiting: _Waiting) -> None:
         """Its count is not to be trusted: look at the table, now and whenever one is closed."""
@@ -162,19 +162,32 @@ class Intake:
         task.add_done_callback(self._looking.discard)
 
     async def _look(self, waiting: _Waiting) -> None:
-        unfinished = await self._reader.fetch(
-            "SELECT 1 FROM delivery WHERE message IN (SELECT value FROM json_each(?))"
-            " AND finished_us IS NULL LIMIT 1",
-            (msgspec.json.encode(waiting.messages).decode(),),
-        )
+        try:
+            unfinished = await self._reader.fetch(
+                "SELECT 1 FROM delivery WHERE message IN (SELECT value FROM json_each(?))"
+                " AND finished_us IS NULL LIMIT 1",
+                (msgspec.json.encode(waiting.messages).decode(),),
+            )
+        except Failure as failure:
+            self._tell(waiting, failure)
+            return
         if not unfinished:
             self._tell(waiting)
 
-    def _tell(self, waiting: _Waiting) -> None:
+    def _tell(self, waiting: _Waiting, failure: Failure | None = None) -> None:
+        """It waits no longer."""
         for message in waiting.messages:
-            self._waiting.pop(message, None)
-        if not waiting.handled.done():
+            others = [each for each in self._waiting.get(message, ()) if each is not waiting]
+            if others:
+                self._waiting[message] = others
+            else:
+                self._waiting.pop(message, None)
+        if waiting.handled.done():
+            return
+        if failure is None:
             waiting.handled.set_result(None)
+        else:
+            waiting.handled.set_exception(failure)
 
 
 def _failure(error: Exception) -> Failure:

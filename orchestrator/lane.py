@@ -19,8 +19,8 @@ a question to the model: it resumes from its journal, which loses at most that a
 """
 
 import asyncio
+import heapq
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -109,7 +109,8 @@ class Lane:
         self._metrics = metrics
         self._clock_us = clock_us
         self._work: Batch | None = None
-        self._arrived: deque[Leased] = deque()  # bound: the credit of its worker
+        self._arrived: list[tuple[int, int, Leased]] = []  # bound: the credit of its worker
+        """A heap by class and number: what goes to the worker next."""
         self._urgent: int | None = None
         """The class of the most urgent that waits behind what is leased."""
         self._pace = Pace()
@@ -148,7 +149,9 @@ class Lane:
         if isinstance(leased, GivenBack):
             self.drop()
         else:
-            self._arrived.append(leased)
+            delivery = leased.delivery
+            heapq.heappush(self._arrived, (delivery.rank, delivery.delivery, leased))
+            self._let_go_first()
 
     def drop(self) -> None:
         """Forget what has not gone to the worker; its lease is given back."""
@@ -170,11 +173,11 @@ class Lane:
 
     def _batch(self, *, alone: bool) -> list[Leased]:
         arrived = self._arrived
-        first = arrived.popleft()
+        *_, first = heapq.heappop(arrived)
         batch, size = [first], len(first.delivery.payload)
         alone = alone or self._suspects > 0 or _goes_alone(first)
         while arrived and not alone and len(batch) < BATCH_MAX:
-            following = arrived[0]
+            following = arrived[0][2]
             size += len(following.delivery.payload)
             if (
                 following.setting is not first.setting
@@ -182,7 +185,8 @@ class Lane:
                 or size > BATCH_BYTES_MAX
             ):
                 break
-            batch.append(arrived.popleft())
+            batch.append(following)
+            heapq.heappop(arrived)
         return batch
 
     # -- one batch
@@ -385,18 +389,22 @@ class Lane:
     def urge(self, rank: int) -> None:
         """Something of class `rank` waits behind what the worker holds."""
         self._urgent = rank if self._urgent is None else min(rank, self._urgent)
+        self._let_go_first()
+
+    def _let_go_first(self) -> None:
+        """Break off what the worker waits for, if there is something more urgent."""
         work = self._work
-        if work is None:
+        if work is None or work.performing is None or work.tool or not self._gives_way(work):
             return
-        if self._gives_way(work) and work.performing is not None and not work.tool:
-            # Nothing has come of it yet that would be lost, but an answer of the model.
-            work.performing.cancel()
+        # Nothing has come of it yet that would be lost, but an answer of the model.
+        work.performing.cancel()
 
     def _gives_way(self, work: Batch) -> bool:
-        delivery = work.delivery
+        delivery, waiting = work.delivery, [entry[0] for entry in self._arrived[:1]]
+        if self._urgent is not None:
+            waiting.append(self._urgent)
         return (
-            self._urgent is not None
-            and self._urgent < delivery.rank
+            min(waiting, default=delivery.rank) < delivery.rank
             and self._preempted.get(delivery.delivery, 0) < PREEMPTIONS_MAX
         )
 

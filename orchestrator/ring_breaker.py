@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from ipc_protocol.errors import Failure
 from orchestrator.bus.breaking import break_ring, held_up
 from orchestrator.bus.limits import BACKPRESSURE_RETRY_US
 from orchestrator.bus.rings import Watch
@@ -61,7 +62,12 @@ class RingBreaker:
 
     async def look(self) -> bool:
         """Look once, and break a ring that is there for certain. False if nobody is held up."""
-        held = await self._reader.view(held_up, self._watch.agents)
+        try:
+            held = await self._reader.view(held_up, self._watch.agents)
+        except Failure as failure:
+            if failure.code != "store.slow-reader":
+                raise
+            return True  # The log has to be made small first: look again.
         if not held:
             return False
         ring = self._watch.look(held, self._clock_us())

@@ -105,11 +105,20 @@ class Screener:
                 await self._screen_waiting()
 
     async def _screen_waiting(self) -> None:
-        for message in await self._reader.view(unscreened_messages):
+        for message in await self._waiting():
             try:
                 await self._screen(message)
             except Exception:  # whatever is wrong with one, the others are screened
                 log.exception("message %d is not screened", message.message)
+
+    async def _waiting(self) -> list[Unscreened]:
+        while True:
+            try:
+                return await self._reader.view(unscreened_messages)
+            except Failure as failure:
+                # Until the log is small again no read begins: this one then has time enough.
+                if failure.code != "store.slow-reader":
+                    raise
 
     async def _screen(self, message: Unscreened) -> None:
         found, problem = await self._compared(message)

@@ -16,7 +16,7 @@ from orchestrator.bus.credit import Credit, credits_of
 from orchestrator.bus.handing import refill
 from orchestrator.bus.inboxes import inboxes_of
 from orchestrator.bus.routing import BUS
-from orchestrator.bus.rows import delivery_of
+from orchestrator.bus.rows import delivery_of, unknown_delivery
 from orchestrator.bus.settlement import close_all
 from orchestrator.store.transaction import Transaction, is_fatal
 
@@ -36,18 +36,28 @@ def complete_all(tx: Transaction, arguments: CompleteAll) -> list[Completed | Fa
     """Apply completions in their order, each whole or not at all."""
     answers: list[Completed | Failure] = []
     credit = credits_of(tx).holder(tx.actor, arguments.incarnation)
+    # What is leased while this runs has not been handed over yet.
+    theirs = set() if credit is None else set(credit.held)
     plain: dict[int, Finished] = {}
     for finished in arguments.finished:
-        if finished.delivery in plain:
+        delivery = finished.delivery
+        if delivery in plain:
             answers.append(Completed(state="done", repeated=True))
-        elif credit is not None and _is_plain(credit, finished):
-            plain[finished.delivery] = finished
+            continue
+        if credit is not None and delivery in theirs and _is_plain(credit, finished):
+            plain[delivery] = finished
             answers.append(_DONE)
-        else:
-            answers.append(_completed_alone(tx, arguments, finished))
-    if credit is not None and plain:
-        _close_plain(tx, credit, list(plain.values()))
-        refill(tx, tx.actor)
+            continue
+        _close_plain(tx, credit, plain)
+        if credit is not None and delivery in credit.held and delivery not in theirs:
+            answers.append(unknown_delivery(delivery))
+            continue
+        answer = _completed_alone(tx, arguments, finished)
+        answers.append(answer)
+        if isinstance(answer, Completed) and answer.state == "queued":
+            theirs.clear()  # what is behind one that begins anew has been given back
+    _close_plain(tx, credit, plain)
+    refill(tx, tx.actor)
     return answers
 
 
@@ -83,8 +93,12 @@ def _is_plain(credit: Credit, finished: Finished) -> bool:
     )
 
 
-def _close_plain(tx: Transaction, credit: Credit, plain: Sequence[Finished]) -> None:
+def _close_plain(tx: Transaction, credit: Credit | None, collected: dict[int, Finished]) -> None:
     """Nothing else has happened to what a worker holds: it was leased, and is done."""
+    if credit is None or not collected:
+        return
+    plain = list(collected.values())
+    collected.clear()
     agent = tx.actor
     alike: defaultdict[tuple[Outcome, str], list[int]] = defaultdict(list)
     gone: Counter[tuple[str, str]] = Counter()

@@ -4,6 +4,7 @@ A name begins with the time, so that the newest are neighbours in their index: w
 each conversation would touch a page of its own, and the more the larger the store is.
 """
 
+import re
 import secrets
 import time
 from typing import Final
@@ -20,12 +21,13 @@ COUNT_DIGITS: Final = 4
 
 NAMES_PER_TICK: Final = len(DIGITS) ** COUNT_DIGITS
 
-NAME_CHARS: Final = TICK_DIGITS + COUNT_DIGITS
-"""Of the bus's own."""
+_OWN: Final = re.compile(f"[{DIGITS}]{{{TICK_DIGITS}}}[.][{DIGITS}]{{{COUNT_DIGITS}}}")
+OWN_PATTERN: Final = f"{f'[{DIGITS}]' * TICK_DIGITS}.{f'[{DIGITS}]' * COUNT_DIGITS}"
+"""What the bus's own names look like, for SQL's GLOB. Nobody else may open a conversation with such
+a name, so that the latest of them is one that the bus has made."""
 
 RANDOM_DIGITS: Final = 5
-"""Of a client's own name, which is so one longer than any of the bus: 33 millions to choose from in
-each hundredth of a second."""
+"""Of a client's own name: 33 millions to choose from in each hundredth of a second."""
 
 
 def fresh() -> str:
@@ -33,6 +35,11 @@ def fresh() -> str:
     chosen = secrets.randbelow(len(DIGITS) ** RANDOM_DIGITS)
     tick = time.time_ns() // 1000 // TICK_US
     return _digits(tick, TICK_DIGITS) + _digits(chosen, RANDOM_DIGITS)
+
+
+def is_own(name: str) -> bool:
+    """Does it look as if the bus had made it?"""
+    return _OWN.fullmatch(name) is not None
 
 
 class Names:
@@ -49,7 +56,7 @@ class Names:
         if now_us // TICK_US > self._tick or self._count + count > NAMES_PER_TICK:
             self._tick = max(now_us // TICK_US, self._tick + 1)
             self._count = 0
-        first, prefix = self._count, _digits(self._tick, TICK_DIGITS)
+        first, prefix = self._count, _digits(self._tick, TICK_DIGITS) + "."
         self._count += count
         return [prefix + _digits(each, COUNT_DIGITS) for each in range(first, self._count)]
 
@@ -62,6 +69,7 @@ def _number(text: str) -> int:
 
 
 def _digits(number: int, width: int) -> str:
+    assert number < len(DIGITS) ** width, "it would begin again at 0"
     text = ""
     for _ in range(width):
         number, digit = divmod(number, len(DIGITS))

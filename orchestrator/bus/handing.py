@@ -41,7 +41,9 @@ class Leased(msgspec.Struct, frozen=True):
 _SELECT_READY: Final = (
     "SELECT d.id, d.deaths, d.message, m.topic, m.sender, m.payload, c.correlation, d.class,"
     " m.sent_us, m.expires_us, m.cause, m.hops, d.begun_us, d.seed, d.must_take, d.deferred,"
-    " d.evidence, d.composing, d.conversation, d.run, d.setting, m.fallback, m.round"
+    " d.evidence, d.composing, d.conversation, d.run, d.setting, m.round,"
+    " m.fallback IS NOT NULL"
+    "  OR EXISTS (SELECT 1 FROM delivery u WHERE u.message = d.message AND u.screened = 0)"
     " FROM delivery d JOIN message m ON m.id = d.message"
     " JOIN conversation c ON c.id = d.conversation "
 )
@@ -71,8 +73,9 @@ class _Ready(msgspec.Struct, frozen=True):
     conversation: int
     run: int
     setting: int | None
-    fallback: str | None
     round: int
+    has_fallback: int
+    """Somebody takes it if nobody does, or may, once it is screened."""
 
 
 def refill(tx: Transaction, agent: str) -> None:
@@ -84,7 +87,7 @@ def refill(tx: Transaction, agent: str) -> None:
     # What nobody has begun within its time to live is left to those who give it up.
     rows = tx.rows(
         _SELECT_READY + "WHERE d.agent = ? AND d.state = 'queued' AND d.finished_us IS NULL"
-        " AND d.screened = 1 AND (m.expires_us > ? OR d.begun_us IS NOT NULL OR d.deferred)"
+        " AND d.screened = 1 AND (m.expires_us > ? OR d.begun_us IS NOT NULL OR d.run > 0)"
         " ORDER BY d.class, d.id LIMIT ?",
         (agent, tx.now_us, room),
     )
@@ -141,7 +144,7 @@ def _lease(tx: Transaction, agent: str, credit: Credit, found: Sequence[_Ready])
             conversation=ready.conversation,
             sender=ready.sender,
             rank=ready.rank,
-            plain=not ready.composing and ready.fallback is None,
+            plain=not ready.composing and not ready.has_fallback,
         )
         for ready in found
     }

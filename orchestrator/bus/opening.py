@@ -9,7 +9,7 @@ import msgspec
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.values import Priority, Receipt, rank
-from orchestrator.bus.correlations import DIGITS, NAME_CHARS, Names
+from orchestrator.bus.correlations import OWN_PATTERN, Names
 from orchestrator.bus.inboxes import inboxes_of
 from orchestrator.bus.limits import MESSAGE_ID_CHARS_MAX, MESSAGE_TTL_US, PAYLOADS_MAX
 from orchestrator.bus.posting import Place, Post, free_numbers, post_all, receivers_of
@@ -65,6 +65,8 @@ def require_shape(arguments: Publish) -> None:
         problem = f"It has {len(payloads)} payloads; 1 to {PAYLOADS_MAX} are allowed."
     elif ids and len(ids) != len(payloads):
         problem = f"It has {len(payloads)} payloads and {len(ids)} message ids."
+    elif arguments.correlation == "":
+        problem = "The name of its conversation is empty."
     elif len(set(ids)) != len(ids):
         problem = "Two of its payloads have the same message id."
     elif any(not 0 < len(each) <= MESSAGE_ID_CHARS_MAX for each in ids):
@@ -111,11 +113,10 @@ _NAMES: Final = "bus.names"
 
 
 def _names(tx: Transaction) -> Names:
-    # Those of clients are longer, or whatever they like: only its own are looked at.
     found = tx.row(
-        "SELECT correlation FROM conversation WHERE length(correlation) = ?"
-        " AND correlation GLOB ? ORDER BY correlation DESC LIMIT 1",
-        (NAME_CHARS, f"[{DIGITS}]" * NAME_CHARS),
+        "SELECT correlation FROM conversation WHERE correlation GLOB ?"
+        " ORDER BY correlation DESC LIMIT 1",
+        (OWN_PATTERN,),
     )
     return Names("" if found is None else found[0])
 

@@ -183,7 +183,9 @@ class _Batch:
         assert credit is not None
         seed, rank = self.credits.seed(number), receiver.rank
         lane.room -= 1
-        lane.held[number] = Held(message_id, place.conversation, message.sender, rank, True)
+        # Screening that is still to come may name a fallback owner.
+        plain = all(receiver.screened for receiver in message.receivers)
+        lane.held[number] = Held(message_id, place.conversation, message.sender, rank, plain)
         delivery = Delivery(
             number,
             1,

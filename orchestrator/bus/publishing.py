@@ -6,6 +6,7 @@ import msgspec
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.values import rank
+from orchestrator.bus.correlations import is_own
 from orchestrator.bus.opening import (
     Accepted,
     Openings,
@@ -125,7 +126,7 @@ def _continued(tx: Transaction, arguments: Publish, correlation: str) -> Accepte
     """Publish into the conversation of that name, which the operator may open by it."""
     sender, payloads = tx.actor, arguments.payloads
     conversation = conversation_of(tx, correlation)
-    if conversation is None and sender != OPERATOR:
+    if conversation is None and (sender != OPERATOR or is_own(correlation)):
         raise unknown_conversation(correlation)
     directory = directory_of(tx)
     draft = draft_of(tx, arguments, _hops_after(tx, conversation, arguments))

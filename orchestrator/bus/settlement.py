@@ -44,7 +44,10 @@ def delivery_closed(tx: Transaction, row: DeliveryRow) -> None:
     conversation = conversation_by_id(tx, row.conversation)
     if row.composing:
         if conversation.state == "composing" and conversation.composer == row.id:
-            answer(tx, conversation, joined_answers(tx, conversation))
+            # Its own round, which is over where it is composed once more.
+            found = tx.row("SELECT round FROM message WHERE id = ?", (row.message,))
+            assert found is not None
+            answer(tx, conversation, joined_answers(tx, conversation, found[0]))
     elif _fall_back(tx, row):
         return
     else:
@@ -94,7 +97,7 @@ def settle(tx: Transaction, conversation: ConversationRow) -> None:
     directory = directory_of(tx)
     conductor = directory.conductor
     if conductor is None or not (conversation.asked or _has_answers(tx, conversation)):
-        answer(tx, conversation, joined_answers(tx, conversation))
+        answer(tx, conversation, joined_answers(tx, conversation, conversation.round))
         return
     # Sent by the bus itself, so neither hops nor an inbox can keep the answer from its caller.
     receiver = Receiver(
@@ -214,6 +217,6 @@ def _emit_answered(
     )
 
 
-def joined_answers(query: Query, conversation: ConversationRow) -> str:
-    answers = answers_of(query, conversation.id, conversation.round)
+def joined_answers(query: Query, conversation: ConversationRow, number: int) -> str:
+    answers = answers_of(query, conversation.id, number)
     return joined([(each.agent, each.text) for each in answers])

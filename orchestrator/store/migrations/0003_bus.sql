@@ -112,10 +112,42 @@ BEGIN SELECT RAISE(ABORT, 'ownership: tool_call belongs to the bus'); END;
 
 -- ---- Dead letters -------------------------------------------------------------------------------
 
-ALTER TABLE dead_letter ADD COLUMN last_error TEXT NOT NULL DEFAULT '';
--- The message that a person has sent again in its place.
-ALTER TABLE dead_letter ADD COLUMN replayed_as INTEGER;
-ALTER TABLE dead_letter ADD COLUMN replayed_us INTEGER;
+-- Numbers are not given twice, though people remove dead letters: the audit trail names them.
+CREATE TABLE dead_letter_of_version_3 (
+  id           INTEGER PRIMARY KEY AUTOINCREMENT,
+  conversation INTEGER NOT NULL,
+  message      INTEGER,          -- null for an output that never became a message
+  delivery     INTEGER,          -- the delivery that died, or whose output this is
+  sender       TEXT    NOT NULL,
+  receiver     TEXT,
+  topic        TEXT    NOT NULL,
+  payload      BLOB    NOT NULL,
+  class        INTEGER NOT NULL CHECK (class BETWEEN 0 AND 4),
+  code         TEXT    NOT NULL,
+  reason       TEXT    NOT NULL,
+  attempts     INTEGER NOT NULL,
+  causes       TEXT    NOT NULL CHECK (json_valid(causes)),
+  died_us      INTEGER NOT NULL,
+  last_error   TEXT    NOT NULL DEFAULT '',
+  replayed_as  INTEGER,          -- the message that a person has sent again in its place
+  replayed_us  INTEGER
+) STRICT;
+INSERT INTO dead_letter_of_version_3 (id, conversation, message, delivery, sender, receiver, topic,
+    payload, class, code, reason, attempts, causes, died_us)
+  SELECT id, conversation, message, delivery, sender, receiver, topic, payload, class, code, reason,
+    attempts, causes, died_us FROM dead_letter;
+DROP TABLE dead_letter;
+ALTER TABLE dead_letter_of_version_3 RENAME TO dead_letter;
+CREATE INDEX dead_letter_conversation ON dead_letter (conversation);
+CREATE TRIGGER dead_letter_insert_ownership BEFORE INSERT ON dead_letter
+WHEN actor() IS NOT 'bus'
+BEGIN SELECT RAISE(ABORT, 'ownership: dead_letter belongs to the bus'); END;
+CREATE TRIGGER dead_letter_update_ownership BEFORE UPDATE ON dead_letter
+WHEN actor() IS NOT 'bus'
+BEGIN SELECT RAISE(ABORT, 'ownership: dead_letter belongs to the bus'); END;
+CREATE TRIGGER dead_letter_delete_ownership BEFORE DELETE ON dead_letter
+WHEN actor() IS NOT 'bus'
+BEGIN SELECT RAISE(ABORT, 'ownership: dead_letter belongs to the bus'); END;
 
 -- ---- Who may write what -------------------------------------------------------------------------
 

@@ -4,74 +4,24 @@ The reducers run under the real writer, in the thread of the test. What they han
 the store's receivers take it: after the commit, in order.
 """
 
-import contextlib
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from compared_bus import ComparedBus
+from driven_steps import Step, breaks_down, breaks_down_in_part, fills_the_disk
 from modelled_bus import ModelledBus, Refusal
 from modelled_things import URGENCIES, Agent, Delivery, Letter, Message
 
 from ipc_protocol.errors import Failure
-from orchestrator.bus.credit import Credits, credits_of
-from orchestrator.bus.inboxes import Inboxes, inboxes_of
 from orchestrator.bus.leasing import ReleaseLeases, release_leases
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
-from orchestrator.store.database import Database
 from orchestrator.store.migration import open_current
-from orchestrator.store.transaction import Transaction
 from orchestrator.store.writer import Request, Writer
 
-
-class Step(NamedTuple):
-    """A request to the real bus, and what the model makes of it and of its answer."""
-
-    reducer: Callable[[Transaction, Any], Any]
-    actor: str
-    arguments: Any
-    follow: Callable[[Any], object]
-    """Raises `Refusal` where the bus has to refuse it."""
-
-
-class BrokenDown(Exception):
-    """A reducer that fails after it has done all its work."""
-
-
-def breaks_down(step: Step) -> Step:
-    def reducer(tx: Transaction, arguments: Any) -> None:
-        step.reducer(tx, arguments)
-        raise BrokenDown
-
-    return step._replace(reducer=reducer)
-
-
-def breaks_down_in_part(step: Step) -> Step:
-    """A part of a reducer fails, which goes on and changes nothing else."""
-
-    def reducer(tx: Transaction, arguments: Any) -> None:
-        try:
-            with tx.nested():
-                step.reducer(tx, arguments)
-                raise Failure("request.invalid", "The part fails.")
-        except Failure:
-            return
-
-    return step._replace(reducer=reducer)
-
-
-def fills_the_disk(step: Step) -> Step:
-    def reducer(tx: Transaction, arguments: Any) -> None:
-        with contextlib.suppress(Failure):
-            step.reducer(tx, arguments)
-        with tx.acting_as("bus"):
-            tx.execute(
-                "INSERT INTO prompt_set (hash, prompts, first_us)"
-                " VALUES ('large', json_quote(hex(zeroblob(4000000))), 0)"
-            )
-
-    return step._replace(reducer=reducer)
+__all__ = ["DrivenBus", "Step", "empty_store", "registration"]
 
 
 def registration(agent: Agent) -> Registration:
@@ -88,18 +38,27 @@ def registration(agent: Agent) -> Registration:
     )
 
 
-class DrivenBus:
+def empty_store(folder: Path) -> Path:
+    """A store with nothing in it, to be copied."""
+    path = folder / "empty.db"
+    database = open_current(path)
+    database.execute("PRAGMA journal_mode = DELETE")
+    database.close()
+    return path
+
+
+class DrivenBus(ComparedBus):
     def __init__(self, path: Path, template: Path, agents: Sequence[Agent]) -> None:
         self.path = path
         shutil.copyfile(template, path)
         self.model = ModelledBus(agents)
-        self.numbers_seen = {"message": 0, "delivery": 0}
+        self.numbers_seen = {"message": 0, "delivery": 0, "dead_letter": 0}
         self._learned: set[Message] = set()
         self._open()
         self.register([agent for agent in agents if agent.active])
 
     def _open(self) -> None:
-        self.database: Database = open_current(self.path)
+        self.database = open_current(self.path)
         # What the tests compare does not depend on what the disk does.
         self.database.execute("PRAGMA synchronous = OFF")
         self.writer = Writer(
@@ -192,9 +151,6 @@ class DrivenBus:
 
     # ---- What the tables say --------------------------------------------------------------------
 
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        return self.database.rows(sql)
-
     def _learn_numbers(self) -> None:
         """Find the rows of what is new in the model."""
         model = self.model
@@ -245,15 +201,16 @@ class DrivenBus:
         rows = self.rows(
             "SELECT id, delivery, code, topic, payload, message FROM dead_letter ORDER BY id"
         )
-        for number, *key in rows:
+        for number, *columns in rows:
             if number not in known:
-                found[tuple(key)].append(number)
+                found[tuple(columns)].append(number)
         new: list[Letter] = [each for each in model.letters if not each.number]
         for each in new:
             message = None if each.message is None else each.message.number
             key = (each.delivery.number, each.code, each.topic, each.payload, message)
             assert found[key], f"dead letter {key} is missing: {dict(found)}"
             each.number = found[key].pop(0)
+        self._require_new("dead_letter", [each.number for each in new])
 
     def forget_cleaned(self, before_us: int) -> None:
         """Drop from the model what retention has deleted, and check that it could go."""
@@ -278,160 +235,3 @@ class DrivenBus:
         model.conversations = [each for each in model.conversations if each not in talks]
         assert {each.message for each in model.deliveries} <= {*model.messages}
         assert {each.conversation for each in model.messages} <= {*model.conversations}
-
-    # ---- Comparing ------------------------------------------------------------------------------
-
-    def compare(self) -> None:
-        self._compare_conversations()
-        self._compare_messages()
-        self._compare_deliveries()
-        self._compare_effects()
-        self._compare_memory()
-        self._require_nothing_lost()
-
-    def _compare_conversations(self) -> None:
-        rows = self.rows(
-            "SELECT id, correlation, state, class, round, asked, messages, composer, reply"
-            " FROM conversation ORDER BY id"
-        )
-        expected = [
-            (
-                each.number,
-                each.name,
-                each.state,
-                each.rank,
-                each.round,
-                int(each.asked),
-                each.messages,
-                None if each.composer is None else each.composer.number,
-                each.reply,
-            )
-            for each in sorted(self.model.conversations, key=lambda each: each.number)
-        ]
-        assert rows == expected
-
-    def _compare_messages(self) -> None:
-        rows = self.rows(
-            "SELECT id, conversation, round, topic, sender, class, payload, cause, produced_by,"
-            " hops, composed, fallback, publisher_id, expires_us FROM message ORDER BY id"
-        )
-        expected = [
-            (
-                each.number,
-                each.conversation.number,
-                each.round,
-                each.topic,
-                each.sender,
-                each.rank,
-                each.payload,
-                each.cause_number if each.cause is None else each.cause.number,
-                None if each.made_by is None else each.made_by.number,
-                each.hops,
-                int(each.composed),
-                each.fallback,
-                each.publisher_id,
-                each.expires_us,
-            )
-            for each in sorted(self.model.messages, key=lambda each: each.number)
-        ]
-        assert rows == expected
-
-    def _compare_deliveries(self) -> None:
-        rows = self.rows(
-            "SELECT d.id, d.message, d.agent, d.class, d.state, d.composing, d.screened,"
-            " d.must_take, d.deferred, d.deaths, d.run, d.parked_reason, d.parked_until_us,"
-            " d.outcome, CASE d.state WHEN 'leased' THEN d.incarnation END, d.begun_us, d.seed,"
-            " s.component FROM delivery d LEFT JOIN setting s ON s.id = d.setting ORDER BY d.id"
-        )
-        expected = [
-            (
-                each.number,
-                each.message.number,
-                each.agent,
-                each.rank,
-                each.state,
-                int(each.composing),
-                int(each.screened),
-                int(each.must_take),
-                int(each.deferred),
-                each.deaths,
-                each.run,
-                each.reason,
-                each.until_us,
-                each.outcome,
-                each.holder if each.state == "leased" else None,
-                *(each.begun or (None, None, None)),
-            )
-            for each in sorted(self.model.deliveries, key=lambda each: each.number)
-        ]
-        for row, each in zip(rows, expected, strict=True):
-            assert row == each
-
-    def _compare_effects(self) -> None:
-        """Memories, tasks, state and dead letters are there once."""
-        model = self.model
-        memories = Counter(self.rows("SELECT owner, text, delivery FROM memory"))
-        assert memories == Counter((o, text, each.number) for o, text, each in model.memories)
-        tasks = {row[0]: row[1:] for row in self.rows("SELECT id, owner, title FROM task")}
-        assert tasks == model.tasks
-        state = {row[:2]: row[2] for row in self.rows("SELECT owner, key, value FROM state")}
-        assert state == model.state
-        letters = self.rows(
-            "SELECT id, code, sender, receiver IS NULL, replayed_as FROM dead_letter ORDER BY id"
-        )
-        assert letters == [
-            (
-                each.number,
-                each.code,
-                each.sender,
-                int(each.message is None),
-                None if each.replayed_as is None else each.replayed_as.number,
-            )
-            for each in sorted(model.letters, key=lambda each: each.number)
-        ]
-
-    def _compare_memory(self) -> None:
-        """What is counted in memory is what the tables say."""
-        look = Request(_kept, "bus", None)
-        self.writer.commit([look])
-        credits, inboxes = look.result
-        counted: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for agent, sender, count in self.rows(
-            "SELECT d.agent, m.sender, count(*) FROM delivery d JOIN message m ON m.id = d.message"
-            " WHERE d.state NOT IN ('done', 'dead') AND NOT d.composing GROUP BY 1, 2"
-        ):
-            counted[agent][sender] = count
-        for agent, held in inboxes._held.items():
-            assert held == counted[agent], f"{agent}: {held}, not {counted[agent]}"
-            assert inboxes._totals[agent] == counted[agent].total()
-        model = self.model
-        assert set(credits._by_agent) == set(model.workers)
-        for agent, worker in model.workers.items():
-            credit = credits.of(agent)
-            assert (credit.incarnation, credit.window) == (worker.name, worker.window)
-            leased = [each.number for each in model.held(worker.name)]
-            assert sorted(credit.held) == sorted(leased)
-            hands = model.hands.get(worker.name, [])
-            assert sorted(each.number for each in hands) == sorted(leased)
-            if len(leased) < worker.window:
-                waiting = [d for d in model.deliveries if d.agent == agent and model.leasable(d)]
-                assert not waiting, f"{worker} has room, and {waiting} waits"
-
-    def _require_nothing_lost(self) -> None:
-        """What was accepted is done, dead or under way, and what is under way can go on."""
-        model = self.model
-        ended = Counter(each.state for each in model.deliveries)
-        assert ended.total() + model.cleaned == model.accepted
-        for each in model.deliveries:
-            if each.state == "parked":
-                waits = each.waits_for is not None and not each.waits_for.answered
-                assert each.until_us is not None or waits or each.reason == "job", each
-        for talk in model.conversations:
-            if talk.state == "open":
-                assert model.under_way(talk), f"nobody will ever answer {talk}"
-            if talk.state == "composing":
-                assert talk.composer is not None and not talk.composer.finished
-
-
-def _kept(tx: Transaction, _: None) -> tuple[Credits, Inboxes]:
-    return credits_of(tx), inboxes_of(tx)

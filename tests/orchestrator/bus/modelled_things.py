@@ -8,7 +8,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-URGENCIES = ("urgent", "high", "normal", "low", "background")
+from ipc_protocol.values import Priority
+
+URGENCIES: tuple[Priority, ...] = ("urgent", "high", "normal", "low", "background")
 """Classes by their number."""
 
 

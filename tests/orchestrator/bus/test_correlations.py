@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from orchestrator.bus.correlations import NAMES_PER_TICK, TICK_US, Names, fresh
+from orchestrator.bus.correlations import NAMES_PER_TICK, TICK_US, Names, fresh, is_own
 from orchestrator.store.store import Store
 
 Bus = Any
@@ -42,7 +42,9 @@ def test_another_life_goes_on_behind_the_latest_name() -> None:
 
 
 def test_a_clients_own_name_is_none_of_the_buss() -> None:
-    assert len(fresh()) != len(Names().next(NOW_US, 1)[0])
+    (own,) = Names().next(NOW_US, 1)
+    assert is_own(own)
+    assert not is_own(fresh())
 
 
 async def test_a_daemon_with_its_clock_set_back_repeats_no_name(bus: Bus) -> None:

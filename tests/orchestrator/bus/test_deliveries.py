@@ -443,3 +443,20 @@ async def test_a_message_that_nobody_begins_ends_without_its_agent(bus: Bus) -> 
     assert resumed.next_due_us is None or resumed.next_due_us > bus.now_us
     assert await bus.value("SELECT state FROM delivery WHERE composing = 0") == "dead"
     assert await bus.state() == "composing"
+
+
+async def test_what_begins_anew_after_its_time_to_live_is_finished_all_the_same(bus: Bus) -> None:
+    await bus.ask(topic="ops.disk")
+    delivery = await bus.leased("opsclaw")
+    bus.now_us += MESSAGE_TTL_US
+    arguments = Fail(
+        delivery=delivery,
+        incarnation="w1",
+        error="as told",
+        worker_died=False,
+        final=True,
+        anew=True,
+    )
+    assert await bus.store.apply(fail, BUS, arguments) == "queued"
+    await bus.store.apply(resume_due, BUS, ResumeDue())
+    assert await bus.leased("opsclaw") == delivery

@@ -73,6 +73,12 @@ def test_who_is_addressed_by_name_is_a_row_of_its_own() -> None:
     assert row.leads_nowhere == []
 
 
+def test_what_is_addressed_to_one_is_counted_for_those_who_delegate_to_it() -> None:
+    use = Use(messages={"agent.dev": 3})
+    rows = table([member("ops", delegates=("dev",)), member("dev")], ("sec", ">"), use=use)
+    assert {name: row.messages for name, row in rows.items()} == {">": 0, "agent.dev": 3}
+
+
 def test_a_topic_that_nobody_declares_and_that_is_used_is_a_row_too() -> None:
     use = Use(messages={"agent.ops": 2, "disk.full": 1}, lags=[Lag("ops", "agent.ops", 1, 7)])
     rows = table([member("ops")], ("ops", "disk.*"), use=use)

@@ -11,7 +11,8 @@ import sys, threading, types
 import msgspec
 from orchestrator.store.typed import build_types
 
-SOURCE = "import msgspec\\nclass Inner(msgspec.Struct):\\n    x: 'int'\\n    y: 'dict[str, int]'\\n" \\
+SOURCE = "import msgspec\\n" \\
+    "class Inner(msgspec.Struct):\\n    x: 'int'\\n    y: 'dict[str, int]'\\n" \\
     "class Outer(msgspec.Struct):\\n" + "".join(
         f"    f{number}: 'list[Inner] | None' = None\\n" for number in range(12))
 
