@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## seven agents at work on a real model: three requests, and
 
 test: check  ## the checks, then every test; pure modules are covered to the last branch
 	@mkdir -p build
-	$(BIN)/coverage run -m pytest
+	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
 	$(BIN)/coverage json -q -o build/coverage.json
 	$(BIN)/python tests/pure_coverage.py build/coverage.json docs/architecture.md
 
@@ -31,7 +31,7 @@ test-toolchains: $(INSTALLED)  ## new projects in every language build and pass 
 	$(BIN)/pytest -m toolchains tests/orchestrator/cli/test_cli_component.py
 
 faults: $(INSTALLED)  ## the long runs: thousands of kills, power cuts and failing disks
-	$(BIN)/pytest -m faults tests/faults
+	$(BIN)/pytest -m faults tests/faults tests/orchestrator/bus/test_bus_model.py
 
 check: $(INSTALLED)  ## formatting, lint, types, import contracts, rules of the source
 	$(BIN)/ruff format --check .

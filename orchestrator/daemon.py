@@ -85,7 +85,7 @@ EXIT_FAILED: Final = 1
 RESUME_SECONDS_MAX: Final = 600.0
 """A message that came since may live shorter than all before it. Times to live are hours."""
 
-SWITCH_SECONDS: Final = 0.0002
+SWITCH_SECONDS: Final = 0.0005
 """How long a thread that computes keeps the interpreter while another one waits for it. The store's
 writer gives it up at each statement; the 5 ms of the default would be most of a commit."""
 

@@ -58,7 +58,9 @@ class Names:
             self._count = 0
         first, prefix = self._count, _digits(self._tick, TICK_DIGITS) + "."
         self._count += count
-        return [prefix + _digits(each, COUNT_DIGITS) for each in range(first, self._count)]
+        return [
+            prefix + _PAIRS[each >> 10] + _PAIRS[each & 1023] for each in range(first, self._count)
+        ]
 
 
 def _number(text: str) -> int:
@@ -75,3 +77,9 @@ def _digits(number: int, width: int) -> str:
         number, digit = divmod(number, len(DIGITS))
         text = DIGITS[digit] + text
     return text
+
+
+_PAIRS: Final = [_digits(number, 2) for number in range(len(DIGITS) ** 2)]
+"""Ten bits each, of which a count has two."""
+
+assert COUNT_DIGITS == 4

@@ -5,6 +5,7 @@ A topic is words with dots between them, a word is made of `a-z`, `0-9`, `_` and
 are those of NATS subjects.
 """
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -19,6 +20,9 @@ USER_REPLY: Final = "user.reply"
 
 AGENT_PREFIX: Final = "agent."
 """`agent.NAME` reaches that agent and nobody else."""
+
+TOPICS_KEPT: Final = 4096
+"""Topics of which is kept what was found out: many more than a machine's agents talk about."""
 
 _WORD = re.compile(r"[a-z0-9_-]+")
 
@@ -39,6 +43,7 @@ def fault_of_name(name: str) -> str | None:
     return None if _WORD.fullmatch(name) else "is not one word of a-z, 0-9, _ and -"
 
 
+@functools.lru_cache(TOPICS_KEPT)
 def fault_of_topic(topic: str) -> str | None:
     """What is wrong with `topic`, as the end of a sentence, or None."""
     words = topic.split(".")
@@ -87,7 +92,7 @@ def matches(pattern: str, topic: str) -> bool:
 class Router:
     """All subscriptions as one tree of words: a lookup costs the topic's words, not the patterns.
 
-    Immutable once made. A topic of w words visits at most 2^w nodes, of which 2^8 are allowed.
+    Immutable once made, but for what it has looked up. A topic of w words visits at most 2^w nodes, of which 2^8 are allowed.
     """
 
     def __init__(self, subscriptions: Iterable[tuple[str, str]]) -> None:
@@ -98,9 +103,18 @@ class Router:
             for word in pattern.split("."):
                 node = node.children.setdefault(word, _Node())
             node.subscribers.add(subscriber)
+        self._found: dict[str, tuple[str, ...]] = {}
 
-    def subscribers(self, topic: str) -> list[str]:
+    def subscribers(self, topic: str) -> tuple[str, ...]:
         """Who subscribes to `topic`, each once, in the order of their names."""
+        found = self._found.get(topic)
+        if found is None:
+            if len(self._found) >= TOPICS_KEPT:
+                self._found.clear()
+            found = self._found[topic] = tuple(self._subscribers(topic))
+        return found
+
+    def _subscribers(self, topic: str) -> list[str]:
         found: set[str] = set()
         nodes = [self._root]
         for word in topic.split("."):

@@ -413,7 +413,8 @@ def test_it_measures_the_bus_and_says_which_peers_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    done = agentd("bench", "bus", "--quick", "--folder", str(tmp_path), "--json", seconds=240)
+    with short_folder() as folder:
+        done = agentd("bench", "bus", "--quick", "--folder", str(folder), "--json", seconds=240)
     assert done.output, done.errors
     measures = {one["measure"]: one for one in json.loads(done.output)}
     latencies = [plan.LOW_LOAD, *(plan.open_name(share) for share in plan.SHARES)]

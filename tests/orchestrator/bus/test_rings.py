@@ -312,3 +312,12 @@ def test_only_what_can_never_move_is_broken_and_then_everything_flows(
         for agent in ring.agents:
             bus.held[agent].pop(given_up, None)
     assert not bus.all()
+
+
+def test_the_shortest_ring_is_found_though_another_way_leads_there_too() -> None:
+    waits: Graph = {
+        "a": [frozenset({"b", "c"})],
+        "b": [frozenset({"c"})],
+        "c": [frozenset({"a"})],
+    }
+    assert ring_in(waits, "abc") == ("a", "c")

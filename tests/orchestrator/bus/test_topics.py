@@ -43,7 +43,7 @@ def test_the_router_finds_whom_each_pattern_matches(
     subscriptions: list[tuple[str, str]], topic: str
 ) -> None:
     expected = sorted({name for name, pattern in subscriptions if matches(pattern, topic)})
-    assert Router(subscriptions).subscribers(topic) == expected
+    assert Router(subscriptions).subscribers(topic) == tuple(expected)
 
 
 @given(st.text())
