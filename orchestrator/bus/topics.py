@@ -92,7 +92,8 @@ def matches(pattern: str, topic: str) -> bool:
 class Router:
     """All subscriptions as one tree of words: a lookup costs the topic's words, not the patterns.
 
-    Immutable once made, but for what it has looked up. A topic of w words visits at most 2^w nodes, of which 2^8 are allowed.
+    Immutable once made, but for what it has looked up. A topic of w words visits at most 2^w
+    nodes, of which 2^8 are allowed.
     """
 
     def __init__(self, subscriptions: Iterable[tuple[str, str]]) -> None:

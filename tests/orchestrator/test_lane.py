@@ -17,12 +17,13 @@ from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.events import Hello
 from ipc_protocol.inference import EngineStart, Nothing
 from ipc_protocol.methods import WORK_EFFECT, WORKER_HANDLE
-from ipc_protocol.values import LayerReport
+from ipc_protocol.values import LayerReport, Priority
 from ipc_protocol.work import (
     Completion,
     EffectRequest,
     EmitHealth,
     Handle,
+    Infer,
     Memory,
     MemoryEntry,
     Note,
@@ -34,6 +35,8 @@ from ipc_protocol.work import (
 )
 from orchestrator.batch import Ending
 from orchestrator.budget import Allowance
+from orchestrator.bus.handing import GivenBack, Leased
+from orchestrator.bus.leasing import Grant, grant
 from orchestrator.bus.opening import Publish
 from orchestrator.bus.publishing import publish
 from orchestrator.bus.registration import RegisterAgents, Registration, register_agents
@@ -50,7 +53,7 @@ from orchestrator.store.store import Store
 from orchestrator.tools.folder import FolderLimits, WorkFolder
 from orchestrator.tools.tool import Grants, ToolContext
 from orchestrator.workers import Exit, Worker
-from tests.leasing import lease_one
+from tests.leasing import LOOP, lease_one
 
 AGENT = "opsclaw"
 STEPS = 2
@@ -73,6 +76,7 @@ class Bench:
         self.asked = 0
         self.tool_began = asyncio.Event()
         self.tools_run = 0
+        self.came = asyncio.Event()
         self.ending: Ending | None = None
 
     @property
@@ -162,6 +166,19 @@ class Bench:
             await call.send_item(Sent(finished=[[delivery.delivery, answer]]))
             return Nothing()
 
+        async with self.worker(handle) as worker:
+            self.ending = await self.lane.handle(worker, "w", [leased], trial=trial)
+        ((state, error),) = await self.reader.fetch(
+            "SELECT state, coalesce(last_error, '') FROM delivery WHERE id = ?",
+            (leased.handle.delivery,),
+        )
+        return state, error
+
+    @contextlib.asynccontextmanager
+    async def worker(
+        self, handle: Callable[[Work, Call], Awaitable[Nothing]]
+    ) -> AsyncIterator[Worker]:
+        """A worker that handles its deliveries so."""
         ours, theirs = socket.socketpair()
         served = Handlers().add(WORK_EFFECT, self.lane.on_effect)
         hostile = Handlers().add(WORKER_HANDLE, handle)
@@ -170,14 +187,26 @@ class Bench:
             peer = await opening
             exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
             exited.set_result(Exit("killed by SIGKILL", own=True))
-            worker = Worker(1, list[LayerReport](), line, exited)
-            self.ending = await self.lane.handle(worker, "w", [leased], trial=trial)
+            yield Worker(1, list[LayerReport](), line, exited)
             await peer.__aexit__(None, None, None)
-        ((state, error),) = await self.reader.fetch(
-            "SELECT state, coalesce(last_error, '') FROM delivery WHERE id = ?",
-            (leased.handle.delivery,),
+
+    async def publish(self, text: str, priority: Priority) -> None:
+        message = Publish(
+            topic="ops.disk", payloads=[text.encode()], priority=priority, screened=True
         )
-        return state, error
+        await self.store.apply(publish, OPERATOR, message)
+
+    def take(self, leased: Leased | GivenBack) -> None:
+        self.lane.take(leased)
+        self.came.set()
+
+    async def drive(self, worker: Worker, *, batches: int) -> None:
+        """Hand over what has come, so often."""
+        for _ in range(batches):
+            while not (batch := await self.lane.next_batch("w", trial=True)):
+                await self.came.wait()
+                self.came.clear()
+            await self.lane.handle(worker, "w", batch, trial=True)
 
     async def _open_peer(self, sock: socket.socket, handlers: Handlers) -> Connection:
         peer = Connection(sock, Hello(name="worker"), handlers, initiator=False)
@@ -601,3 +630,40 @@ async def test_any_completion_ends_in_a_state_of_the_table(
 ) -> None:
     state, error = await bench.deliver(answering(completion))
     assert state in ("done", "parked", "dead"), error
+
+
+# ---- Something more urgent -----------------------------------------------------------------------
+
+
+async def test_what_is_more_urgent_goes_first_although_there_is_room_for_both(bench: Bench) -> None:
+    """It is leased at once beside what is in work, and has not to wait for that."""
+    order: list[str] = []
+    asked = asyncio.Event()
+
+    async def handle(work: Work, call: Call) -> Nothing:
+        for delivery in work.deliveries:
+            text = delivery.payload.decode()
+            order.append(text)
+            if text == "long" and order.count("long") == 1:
+                question = Infer(phase="act", messages=[], tokens_max=8)
+                request = EffectRequest(delivery=delivery.delivery, step=1, effect=question)
+                asked.set()
+                await call.connection.call(WORK_EFFECT, request)
+            done = Completion(outcome="acted", reason=text)
+            await call.send_item(Sent(finished=[[delivery.delivery, done]]))
+        return Nothing()
+
+    async with bench.worker(handle) as worker:
+        with bench.store.receiving("w", bench.take):
+            wanted = Grant(agent=AGENT, incarnation="w", window=8, setting=LOOP)
+            await bench.store.apply(grant, BUS, wanted)
+            await bench.publish("long", "background")
+            await bench.publish("later", "background")
+            driving = asyncio.create_task(bench.drive(worker, batches=4))
+            await asked.wait()
+            await bench.publish("urgent", "urgent")
+            async with asyncio.timeout(20):
+                await driving
+    assert order == ["long", "urgent", "long", "later"]
+    rows = await bench.reader.fetch("SELECT DISTINCT state, deaths, run FROM delivery")
+    assert rows == [("done", 0, 0)]
