@@ -1,4 +1,4 @@
-"""The sealed worker: it is told who it is, handles one delivery at a time, and asks for effects.
+"""The sealed worker: it is told who it is, handles deliveries one by one, and asks for effects.
 
 A thin shell around the loop, and around the component of an agent that has one. It blocks on one
 socket and has no other reach: no file, and of time only what passes. Everything is imported before
