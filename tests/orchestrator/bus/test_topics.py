@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.bus.topics import (
+    TOPICS_KEPT,
     Router,
     addressed_agent,
     agent_topic,
@@ -86,3 +87,11 @@ def test_an_agents_name_is_one_short_word() -> None:
 def test_an_agents_own_topic_addresses_it() -> None:
     assert addressed_agent(agent_topic("opsclaw")) == "opsclaw"
     assert addressed_agent("ops.report") is None
+
+
+def test_looking_up_more_topics_than_are_kept_changes_no_answer() -> None:
+    router = Router([("x", "a.>"), ("y", "a.1")])
+    for number in range(TOPICS_KEPT + 2):
+        expected = ("x", "y") if number == 1 else ("x",)
+        assert router.subscribers(f"a.{number}") == expected
+    assert router.subscribers("a.1") == ("x", "y")
