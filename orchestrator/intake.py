@@ -72,26 +72,31 @@ class Intake:
         Raises what `bus.publishing.publish` raises, and `bus.busy` for a publisher that has too
         much under way.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Accepted] = loop.create_future()
-        waiting = _Waiting(loop.create_future()) if handled else None
+        waiting = _Waiting(asyncio.get_running_loop().create_future()) if handled else None
+        try:
+            accepted = await self._accepted(publisher, request, waiting)
+            reach("publish.committed")
+            if waiting is not None:
+                await waiting.handled
+            return accepted
+        finally:
+            if waiting is not None:
+                self._tell(waiting)
+
+    async def _accepted(
+        self, publisher: Hashable, request: Publish, waiting: _Waiting | None
+    ) -> Accepted:
+        answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         payloads = request.payloads
         try:
             require_shape(request)
             cost = cost_of(len(payloads), sum(map(len, payloads)))
             self._requests.push(publisher, cost, _Request(request, answer, waiting))
             self._pump()
-            accepted = await answer
+            return await answer
         except Failure as failure:
             self._metrics.publish_refused(failure.code)
             raise
-        reach("publish.committed")
-        if waiting is not None:
-            try:
-                await waiting.handled
-            finally:
-                self._tell(waiting)
-        return accepted
 
     def _pump(self) -> None:
         while len(self._requests) and len(self._under_way) < UNDER_WAY_MAX:

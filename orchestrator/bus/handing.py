@@ -15,6 +15,7 @@ from ipc_protocol.work import Answer, Beginning, Delivery, Evidence, Handle, Set
 from orchestrator.budget import Spent
 from orchestrator.bus.credit import Credit, Held, credits_of
 from orchestrator.bus.journal import BEGINNING_STEP, spent
+from orchestrator.bus.routing import BUS
 from orchestrator.bus.topics import USER_REPLY
 from orchestrator.store.database import Query, Row
 from orchestrator.store.transaction import Transaction
@@ -118,7 +119,7 @@ def _lease(tx: Transaction, agent: str, credit: Credit, found: Sequence[_Ready])
             pinned = None
         (fresh if pinned is None else begun).append(ready.id)
         handed.append(_leased(tx, credit, ready, pinned))
-    with tx.acting_as("bus"):
+    with tx.acting_as(BUS):
         if fresh:
             tx.execute(
                 "UPDATE delivery SET state = 'leased', incarnation = ?1, leased_us = ?2,"
@@ -253,7 +254,7 @@ def keep_setting(tx: Transaction, setting: Setting) -> int:
     """The row of `setting`, written if it is a new one. A prompt's texts are kept once for all."""
     prompts = msgspec.json.encode(setting.prompts, order="sorted")
     prompts_hash = hashlib.sha256(prompts).hexdigest()
-    with tx.acting_as("bus"):
+    with tx.acting_as(BUS):
         tx.execute(
             "INSERT INTO prompt_set (hash, prompts, first_us) VALUES (?, ?, ?)"
             " ON CONFLICT DO NOTHING",
@@ -301,7 +302,7 @@ def begin_anew(tx: Transaction, delivery: int) -> None:
         (delivery,),
     )
     assert row is not None
-    with tx.acting_as("bus"):
+    with tx.acting_as(BUS):
         if row[1] is not None:
             _archive(tx, delivery, row)
         tx.execute(
@@ -313,13 +314,16 @@ def begin_anew(tx: Transaction, delivery: int) -> None:
 
 def _archive(tx: Transaction, delivery: int, row: Row) -> None:
     run, begun_us, seed, setting, evidence, must_take, deferred = row
-    beginning = beginning_of(
-        msgspec.structs.replace(setting_by_id(tx, setting), prompts={}),
-        begun_us,
-        seed,
-        evidence,
-        bool(must_take),
-        bool(deferred),
+    pinned = setting_by_id(tx, setting)
+    beginning = Beginning(
+        now_us=begun_us,
+        seed=seed,
+        loop=pinned.loop,
+        component=pinned.component,
+        prompts={},
+        evidence=None if evidence is None else msgspec.json.decode(evidence, type=Evidence),
+        must_take=bool(must_take),
+        deferred=bool(deferred),
     )
     entry = msgspec.json.encode(beginning)
     tx.execute(
@@ -336,26 +340,6 @@ def _archive(tx: Transaction, delivery: int, row: Row) -> None:
             begun_us,
             begun_us,
         ),
-    )
-
-
-def beginning_of(
-    setting: Setting,
-    begun_us: int,
-    seed: int,
-    evidence: str | None,
-    must_take: bool,
-    deferred: bool,
-) -> Beginning:
-    return Beginning(
-        now_us=begun_us,
-        seed=seed,
-        loop=setting.loop,
-        component=setting.component,
-        prompts=setting.prompts,
-        evidence=None if evidence is None else msgspec.json.decode(evidence, type=Evidence),
-        must_take=must_take,
-        deferred=deferred,
     )
 
 

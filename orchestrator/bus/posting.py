@@ -114,7 +114,7 @@ def _evidence(receiver: Receiver) -> str | None:
     return None if evidence is None else msgspec.json.encode(evidence).decode()
 
 
-class _Lane:
+class _Leasing:
     """What is leased to the worker of one agent."""
 
     __slots__ = ("credit", "handed", "held", "room")
@@ -136,7 +136,7 @@ class _Batch:
         self.messages: list[tuple[Value, ...]] = []
         self.deliveries: list[tuple[Value, ...]] = []
         self.came: Counter[tuple[str, str]] = Counter()
-        self.lanes: dict[str, _Lane] = {}
+        self.leasings: dict[str, _Leasing] = {}
         self.queued: list[tuple[int, Receiver]] = []
 
     def add_message(self, number: int, message: Post) -> None:
@@ -164,12 +164,12 @@ class _Batch:
         agent = receiver.agent
         if not receiver.composing:
             self.came[agent, message.sender] += 1
-        lane = self.lanes.get(agent)
-        if lane is None:
-            lane = self.lanes[agent] = _Lane(self.credits.of(agent))
+        leasing = self.leasings.get(agent)
+        if leasing is None:
+            leasing = self.leasings[agent] = _Leasing(self.credits.of(agent))
         # A composing delivery is handed over with what was said before, which is read later.
-        if lane.room and receiver.screened and not receiver.composing:
-            self._lease(lane, number, message_id, message, receiver)
+        if leasing.room and receiver.screened and not receiver.composing:
+            self._lease(leasing, number, message_id, message, receiver)
             return
         conversation = message.place.conversation
         self.deliveries.append(_queued(number, message_id, conversation, receiver, self.tx.now_us))
@@ -177,15 +177,15 @@ class _Batch:
             self.queued.append((number, receiver))
 
     def _lease(
-        self, lane: _Lane, number: int, message_id: int, message: Post, receiver: Receiver
+        self, leasing: _Leasing, number: int, message_id: int, message: Post, receiver: Receiver
     ) -> None:
-        credit, now_us, place = lane.credit, self.tx.now_us, message.place
+        credit, now_us, place = leasing.credit, self.tx.now_us, message.place
         assert credit is not None
         seed, rank = self.credits.seed(number), receiver.rank
-        lane.room -= 1
+        leasing.room -= 1
         # Screening that is still to come may name a fallback owner.
         plain = all(receiver.screened for receiver in message.receivers)
-        lane.held[number] = Held(message_id, place.conversation, message.sender, rank, plain)
+        leasing.held[number] = Held(message_id, place.conversation, message.sender, rank, plain)
         delivery = Delivery(
             number,
             1,
@@ -205,7 +205,7 @@ class _Batch:
             False,
             receiver.evidence,
         )
-        lane.handed.append(Leased(delivery, credit.setting))
+        leasing.handed.append(Leased(delivery, credit.setting))
         self.deliveries.append(
             (
                 number,
@@ -233,9 +233,9 @@ class _Batch:
         with tx.acting_as(BUS):
             tx.insert_many("message", _MESSAGE, self.messages)
             tx.insert_many("delivery", _DELIVERY, self.deliveries)
-        for agent, lane in self.lanes.items():
-            if lane.credit is not None and lane.handed:
-                hand(tx, agent, lane.credit, lane.held, lane.handed)
+        for agent, leasing in self.leasings.items():
+            if leasing.credit is not None and leasing.handed:
+                hand(tx, agent, leasing.credit, leasing.held, leasing.handed)
         for number, receiver in self._first_queued():
             make_ready(tx, number, receiver.agent, receiver.rank, "published")
 
