@@ -19,6 +19,7 @@ from ipc_protocol.inference import (
     EngineStatus,
     Generate,
     Generated,
+    GeneratedText,
     ModelInfo,
     Nothing,
     Score,
@@ -48,14 +49,14 @@ class EngineClient:
             return await self._connection.call(methods.ENGINE_STATUS, Nothing())
 
     async def generate(
-        self, params: Generate, on_text: Callable[[str], Awaitable[None]] | None = None
+        self, params: Generate, on_item: Callable[[GeneratedText], Awaitable[None]] | None = None
     ) -> Generated:
-        """The answer. With `params.stream`, `on_text` gets its text as it comes."""
+        """The answer. With `params.stream`, `on_item` gets it as it comes."""
         with self._engine_alive():
             async with self._connection.stream(methods.ENGINE_GENERATE, params) as response:
                 async for item in response:
-                    if on_text is not None:
-                        await on_text(item.text)
+                    if on_item is not None:
+                        await on_item(item)
                 return await response.result()
 
     async def score(self, params: Score) -> Scored:

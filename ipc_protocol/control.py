@@ -142,8 +142,11 @@ class Agents(Message, frozen=True):
 
 
 class EngineSummary(Message, frozen=True):
+    """One model's engine. An *unloaded* one starts when somebody asks for it; one in *backoff* has
+    died, and is started again."""
+
     name: str
-    state: Literal["starting", "ready", "backoff"]
+    state: Literal["unloaded", "starting", "ready", "backoff"]
     restarts: int
     pid: int | None = None
     detail: str = ""

@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from ipc_protocol import bus, components, control, inference, work
+from ipc_protocol import bus, components, control, egress, inference, serving, work
 from ipc_protocol.inference import Nothing
 from ipc_protocol.values import Receipt
 
@@ -69,6 +69,23 @@ METRICS = Method[Nothing, control.Exposition, Nothing](
     "gateway.metrics", Nothing, control.Exposition
 )
 HEALTH = Method[Nothing, control.Health, Nothing]("gateway.health", Nothing, control.Health)
+
+SERVE_MODELS = Method[serving.OfKey, serving.ServedModels, Nothing](
+    "serve.models", serving.OfKey, serving.ServedModels
+)
+SERVE_GENERATE = Method[serving.ServeGenerate, inference.Generated, inference.GeneratedText](
+    "serve.generate", serving.ServeGenerate, inference.Generated, inference.GeneratedText
+)
+SERVE_EMBED = Method[serving.ServeEmbed, inference.Embedded, Nothing](
+    "serve.embed", serving.ServeEmbed, inference.Embedded
+)
+
+EGRESS_START = Method[egress.EgressStart, Nothing, Nothing](
+    "egress.start", egress.EgressStart, Nothing
+)
+EGRESS_FETCH = Method[egress.Fetch, egress.Fetched, egress.FetchedPiece](
+    "egress.fetch", egress.Fetch, egress.Fetched, egress.FetchedPiece
+)
 
 STATUS = Method[Nothing, control.Status, Nothing]("ctl.status", Nothing, control.Status)
 AGENTS = Method[Nothing, control.Agents, Nothing]("ctl.agents", Nothing, control.Agents)
@@ -162,11 +179,13 @@ LINES: Final[dict[str, tuple[Method[Any, Any, Any], ...]]] = {
         TOPICS,
         TAP,
     ),
-    "gateway": (METRICS, HEALTH),
+    "gateway": (METRICS, HEALTH, SERVE_MODELS, SERVE_GENERATE, SERVE_EMBED),
     "engine": (ENGINE_START, ENGINE_STATUS, ENGINE_GENERATE, ENGINE_SCORE, ENGINE_EMBED),
     "zygote": (ZYGOTE_FORK, ZYGOTE_KILL, ZYGOTE_EXITS, ZYGOTE_LIBRARY),
     "worker": (WORKER_START, WORKER_HANDLE, WORKER_STOP),
     "compiler": (COMPILER_COMPILE,),
     "work": (WORK_EFFECT,),
+    "egress": (EGRESS_START, EGRESS_FETCH),
+    "dialling": (EGRESS_FETCH,),
 }
 """What is served on each line: control, gateway and work by the orchestrator."""

@@ -41,6 +41,8 @@ SERVED_BY: Final = {
     "worker": "Served by a worker, for the daemon.",
     "compiler": "Served by a compiler, for the daemon.",
     "work": "Served by the daemon, for a worker that holds a delivery.",
+    "egress": "Served by egress, for the daemon.",
+    "dialling": "Served by the daemon on the line of an engine, which may ask one remote server.",
 }
 
 # ---- Types in words -----------------------------------------------------------------------------
@@ -69,6 +71,8 @@ def type_in_words(type_: Any) -> str:
         return " or ".join(type_in_words(argument) for argument in arguments)
     if origin is list or (origin is tuple and arguments[1:] == (...,)):
         return f"array of {type_in_words(arguments[0])}"
+    if origin is tuple:
+        return f"array ({', '.join(map(type_in_words, arguments))})"
     if origin is dict:
         return f"map of {type_in_words(arguments[0])} to {type_in_words(arguments[1])}"
     assert isinstance(type_, type), type_
@@ -109,7 +113,7 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
         return words[value]
     if isinstance(value, str):
         return f'"{value}"'
-    return "empty" if isinstance(value, (list, tuple, dict)) else f"{value}"
+    return "empty" if isinstance(value, (list, tuple, dict, bytes)) else f"{value}"
 
 
 def _field_notes(struct: Struct) -> dict[str, str]:
