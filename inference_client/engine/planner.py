@@ -1,106 +1,97 @@
 """What the next step decodes, and for whom: the policy of the pool, as one pure state machine.
 
-Each step the planner admits waiting requests to slots, preempts where a strictly more urgent class
-needs it, and fills the batch in the order of urgency and age. What it decides comes back as a
-`Step`; when the backend has carried it out, `commit` makes it so. The rules:
+In each step the planner lets go of what cannot meet its deadline, gives slots to waiting requests
+(`admission`), and fills a batch (`batching`). What it decides comes back as a `Step`; when the
+backend has carried it out, `commit` makes it so. The rules, each where it is carried out:
 
-- A slot is given in the same step in which it is chosen.
-- *Left out*: while a more urgent class is at work, sequences beyond `width` sit out, but no longer
-  than `skipped_steps_max` steps in a row. Their KV stays.
-- *Taken off*: with no slot free, the least urgent sequence that has had its quantum makes way for a
-  strictly more urgent class. It keeps its tokens and its place, and resumes by prefix reuse. After
-  `preemptions_max` times it stays.
-- *No room in the KV cache* fails nobody: idle residents go first, then the sequence that is last in
-  the order. The first in the order is never taken off, so there is always progress.
+- Five strict classes, and within a class fair shares by tokens per agent: `queue`.
+- A request that waits for too long has a tenth of all tokens, though never before urgent work:
+  `admission`.
+- A request makes way in three strengths: it sits out a step (`batching`), or loses its slot
+  (`admission`), and then its cache goes to host memory or is computed again (`cache`).
+- The longest cached prefix decides about the slot: `slots`, `cache`.
+- The time of a step decides about the prefill in it: `pacing`.
+
+A step that is not decoded, for want of room or because a sequence could not be read back, changes
+nothing but the operations that were carried out.
 
 Pure: no clock, no socket, no model.
 """
 
 from dataclasses import dataclass
-from typing import Final
 
-from inference_client.engine.queue import Request, RequestQueue
-from inference_client.engine.slots import Choice, Operation, SlotTable
+from inference_client.engine.admission import Admission
+from inference_client.engine.agents import Agents
+from inference_client.engine.batching import Batching, Row
+from inference_client.engine.cache import Cache
+from inference_client.engine.forecast import Forecast, Place
+from inference_client.engine.pacing import Pacing
+from inference_client.engine.policy import Counters, Policy
+from inference_client.engine.queue import RequestQueue
+from inference_client.engine.request import Request
+from inference_client.engine.slots import Operation, SlotTable, SwapIn, SwapOut
+from inference_client.engine.swap import SwapArea
 from ipc_protocol.errors import Failure
-from ipc_protocol.values import rank
 
-ROOM_AHEAD_TOKENS: Final = 16
-"""Cells that must be free behind a prompt when it is admitted: one quantum of decoding, so that a
-request is not admitted only to be taken off again in the next step."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The numbers of the planner. Tokens are per step unless the name says otherwise."""
-
-    width: int
-    """Sequences that one step decodes at about the speed of one: 1 on one processor core, as many
-    as there are slots on a GPU."""
-    context: int
-    """The most tokens of one sequence: what the model was made for, and no more than the cells."""
-    prefill_tokens: int = 256
-    """Prefill while nothing decodes: 1.4 s on one core, and the fastest way through a prompt."""
-    prefill_tokens_beside: int = 64
-    """Prefill beside decodes of the same class, which wait for it."""
-    prefill_tokens_beneath: int = 16
-    """Prefill beside decodes of a more urgent class."""
-    skipped_steps_max: int = 8
-    quantum_tokens: int = ROOM_AHEAD_TOKENS
-    preemptions_max: int = 4
-
-    def batch_tokens(self, slots: int) -> int:
-        """The most tokens that one step can hold."""
-        return slots + self.prefill_tokens
-
-
-@dataclass(frozen=True)
-class Row:
-    """Consecutive tokens of one sequence; logits are wanted for the last `outputs` of them."""
-
-    request: Request
-    slot: int
-    start: int
-    tokens: list[int]
-    outputs: int
+__all__ = ["Counters", "Place", "Planner", "Policy", "Row", "Step"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """First the operations on the cache, in their order, then one batch of all rows."""
+    """First the operations on the cache, in their order, then one batch of all rows.
+
+    `expired` requests have left the pool, since their deadlines cannot be met. Without rows there
+    is nothing to decode until a request comes, or until `retry_us` microseconds are over.
+    """
 
     operations: list[Operation]
     rows: list[Row]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a waiting request stands. `position` 1 is the next to be admitted."""
-
-    request: Request
-    position: int
-    reason: str
+    expired: list[Request]
+    now_us: int
+    retry_us: int | None = None
 
 
 class Planner:
-    """The only writer of queue, slot table and requests."""
+    """The only writer of queue, slot table, swap area and requests."""
 
-    def __init__(self, queue: RequestQueue, slots: SlotTable, policy: Policy) -> None:
-        self._queue = queue
-        self._policy = policy
-        self._operations: list[Operation] = []
-        self._held = ""
+    def __init__(
+        self,
+        queue: RequestQueue,
+        slots: SlotTable,
+        policy: Policy,
+        swap: SwapArea | None = None,
+        pacing: Pacing | None = None,
+    ) -> None:
+        assert policy.context <= slots.capacity, "a sequence of the whole context has to fit"
         self.slots = slots
+        self.swap = SwapArea(0, 1) if swap is None else swap
+        self.pacing = Pacing() if pacing is None else pacing
+        self.counters = Counters()
         self.steps = 0
-        self.preemptions = 0
+        self._policy = policy
+        self._queue = queue
+        self._agents = Agents()
+        self._cache = Cache(slots, self.swap, self._agents, self.pacing, self.counters)
+        self._admission = Admission(queue, self._cache, self._agents, policy, self.counters)
+        self._batching = Batching(
+            queue, self._cache, self._admission, self.pacing, policy, self.counters
+        )
+        self._forecast = Forecast(
+            queue, self._cache, self._admission, self._agents, self.pacing, policy, self.counters
+        )
+        self._timed: dict[int, Request] = {}
+        self._now_us = 0
 
     @property
     def idle(self) -> bool:
-        return not self._queue and not self.slots.running()
+        return not self._queue and not self.slots.busy
 
     def submit(self, request: Request) -> None:
-        """Let a request wait. Raises `inference.busy`, or `inference.context` if it never fits.
+        """Let a request wait.
 
-        A budget that the context cannot hold is cut to what it can: the answer then ends there.
+        Raises `inference.busy`, `inference.context` if it never fits, or `inference.deadline` if it
+        comes too late. A budget that the context cannot hold is cut to what it can: the answer then
+        ends there.
         """
         room = self._policy.context - len(request.target)
         if room < 1:
@@ -112,207 +103,154 @@ class Planner:
                 prompt_tokens=request.prompt_tokens,
                 context=self._policy.context,
             )
-        request.tokens_max = min(request.tokens_max, room)
+        if request.deadline_us is not None and request.deadline_us <= request.arrived_us:
+            raise Failure(
+                "inference.deadline",
+                "The deadline was past when the request came.",
+                "Ask sooner, or allow more time.",
+            )
+        request.tokens_max = min(request.tokens_max, request.produced_tokens + room)
         self._queue.push(request)
+        self._agents.arrived(request)
+        self._batching.arrived(request)
+        if request.deadline_us is not None:
+            self._timed[request.id] = request
 
     def cancel(self, request: Request) -> None:
         """Forget a request, wherever it is. Its slot is free for the next step."""
-        self._queue.remove(request.id)
+        self._timed.pop(request.id, None)
         if request.slot is not None:
-            self.slots.release(request, self.steps)
+            self._admission.stopped(request)
+            self._admission.ceiling = None
+            self.slots.release(request, self._now_us)
+        elif not self._queue.remove(request):
+            return
+        self._cache.forget(request)
+        self._admission.credit += max(request.paid_tokens, 0)
 
-    finish = cancel
-    """A request that has its answer leaves in the same way."""
+    def finish(self, request: Request) -> None:
+        """A request has its answer, and leaves."""
+        if request.tokens_max:
+            self._agents.answered(request)
+        self.cancel(request)
 
     def plan(self, now_us: int) -> Step:
-        """Decide the next step. Without rows there is nothing to do until a request comes."""
+        """Decide the next step."""
         self.steps += 1
-        self._admit(now_us)
-        rows = self._fill()
-        operations, self._operations = self._operations, []
-        return Step(operations, rows)
+        self._now_us = now_us
+        self._cache.begin(now_us)
+        expired = self._expire(now_us)
+        self._admission.admit(now_us)
+        rows = self._batching.fill(now_us)
+        retry_us = None if rows else self._retry_us(now_us)
+        return Step(self._cache.collect(), rows, expired, now_us, retry_us)
 
-    def commit(self, step: Step) -> None:
-        """The step has been decoded."""
+    def commit(self, step: Step, elapsed_us: int) -> None:
+        """The step has been decoded, in so much time."""
+        self._now_us = step.now_us + elapsed_us
+        self.slots.settled()
+        decodes = prefill = gained = 0
         for row in step.rows:
-            slot = self.slots.slots[row.slot]
-            self.slots.extend(slot, row.tokens)
-            request = row.request
-            request.served_tokens += len(row.tokens)
-            if request.tail and len(slot.tokens) == len(request.target):
-                request.scored = True
-                self._operations += self.slots.keep(slot, request.prompt_tokens - 1)
+            tokens = len(row.tokens)
+            if row.request.ready and tokens == 1:
+                decodes += 1
+            else:
+                prefill += tokens
+            gained += self._serve(row)
+        self.pacing.observe(decodes, prefill, elapsed_us)
+        self.counters.decode_tokens += decodes
+        self.counters.prefill_tokens += prefill
+        if self._admission.starving(step.now_us):
+            self._admission.credit += self._policy.starved_share * gained
+        else:
+            self._admission.credit = min(self._admission.credit, 0.0)
 
-    def produce(self, request: Request, token: int) -> None:
-        """A token was sampled for the request; the next step decodes it."""
-        request.tokens.append(token)
-        self._queue.charge(request.agent, 1)
+    def produce(self, request: Request, tokens: list[int]) -> None:
+        """A token was sampled for the request, and others were forced behind it; the next step
+        decodes them. Comes after the commit of the step."""
+        assert request.ready and tokens
+        if request.first_us is None:
+            request.first_us = self._now_us
+        request.tokens += tokens
+        request.forced_tokens += len(tokens) - 1
+        self.counters.forced_tokens += len(tokens) - 1
+        self._queue.charge(request, len(tokens))
+        self._agents.spend(request.agent, len(tokens), self._now_us)
+
+    def swapped(self, operation: SwapOut | SwapIn, size: int, elapsed_us: int) -> None:
+        """A sequence of `size` bytes was moved in so much time; 0 if it could not be kept."""
+        if size:
+            self.pacing.observe_swap(size, elapsed_us)
+        if isinstance(operation, SwapOut):
+            self._cache.settle(operation.handle, size)
+            self.counters.swapped_out_bytes += size
+        else:
+            self.counters.swapped_in_bytes += size
+
+    def lost(self, request: Request) -> None:
+        """What should have come back from host memory into the request's slot did not: it is
+        computed again. The step may not be decoded."""
+        assert request.slot is not None
+        self._cache.operations += self.slots.keep(self.slots.slots[request.slot], 0)
+        if not request.served_tokens and request.preemptions == 0:
+            request.cached_tokens = 0
 
     def refuse(self) -> Request | None:
         """The backend found no room for the last step, which was not decoded.
 
-        Makes room as far as it can. Returns the request that cannot go on when nothing is left to
-        give way.
+        Makes room as far as it can, and lets no more requests run at once than are left until one
+        of them has ended: the backend may need more room than the table counts, as llama.cpp does
+        for sliding windows whose cells are shared. Returns the request that cannot go on when
+        nothing is left to give way.
         """
         running = self.slots.running()
-        if self._make_room(running[0]):
-            return None
-        return running[0]
+        if not self._cache.evict():
+            if len(running) == 1:
+                return running[0]
+            self._batching.squeeze(running[-1])
+        self._admission.ceiling = self.slots.busy
+        return None
 
-    def waiting(self) -> list[Place]:
-        """The queue in its order, and why each of them waits."""
-        places = []
-        for index, request in enumerate(self._queue.in_order()):
-            ahead = f"{index} {'request goes' if index == 1 else 'requests go'} first"
-            places.append(Place(request, index + 1, ahead if index else self._held))
-        return places
+    def waiting(self, now_us: int) -> list[Place]:
+        """The queue in its order, why each of them waits, and for about how long yet."""
+        return self._forecast.waiting(now_us)
 
-    # -- admission
-
-    def _admit(self, now_us: int) -> None:
-        self._held = "the next step takes it in"
-        while (head := self._queue.head()) is not None:
-            choice = self._find_slot(head)
-            if choice is None:
-                self._held = "every slot is taken by work that may not be preempted"
-                return
-            choice = self._find_room(head, choice)
-            if choice is None:
-                self._held = "the KV cache is full"
-                return
-            self._start(head, choice, now_us)
-
-    def _find_slot(self, request: Request) -> Choice | None:
-        choice = self.slots.choose(request)
-        if choice is None and self._preempt_for(request):
-            return self.slots.choose(request)
-        return choice
-
-    def _find_room(self, request: Request, choice: Choice) -> Choice | None:
-        """Free the cells that the request needs to begin, by eviction and then by preemption."""
-        if choice.source == choice.slot:
-            self._operations += self.slots.keep(self.slots.slots[choice.slot], choice.length)
-        ahead = min(ROOM_AHEAD_TOKENS, request.tokens_max - len(request.produced))
-        while len(request.target) - choice.length + ahead > self._cells_free():
-            source = self.slots.slots[choice.source]
-            if evicted := self.slots.evict(spared=choice.source):
-                self._operations += evicted
-            elif choice.source != choice.slot and source.request is None:
-                choice = Choice(choice.source, choice.source, choice.length)
-                self._operations += self.slots.keep(source, choice.length)
-            elif not self._preempt_for(request):
-                return None
-        return choice
-
-    def _cells_free(self) -> int:
-        """Cells that are free and not yet promised to a prompt that is being prefilled."""
-        promised = sum(
-            len(slot.request.target) - len(slot.tokens)
-            for slot in self.slots.slots
-            if slot.request is not None
-        )
-        return self.slots.cells_free - promised
-
-    def _start(self, request: Request, choice: Choice, now_us: int) -> None:
-        self._queue.take(request)
-        self._operations += self.slots.take(choice, request, self.steps)
-        request.served_tokens = 0
-        request.skipped_steps = 0
-        if request.started_us is None:
-            request.started_us = now_us
-            request.cached_tokens = choice.length
-            fresh = len(request.target) - choice.length
-            self._queue.charge(request.agent, fresh)
-
-    def _preempt_for(self, request: Request) -> bool:
-        """Take off the least urgent sequence that a strictly more urgent class may displace."""
-        victims = [
-            other
-            for other in self.slots.running()
-            if rank(other.priority) > rank(request.priority)
-            and other.served_tokens >= self._policy.quantum_tokens
-            and other.preemptions < self._policy.preemptions_max
+    def _expire(self, now_us: int) -> list[Request]:
+        expired = [
+            request for request in self._timed.values() if self._forecast.hopeless(request, now_us)
         ]
-        if not victims:
-            return False
-        victims[-1].preemptions += 1
-        self._take_off(victims[-1])
-        return True
+        for request in expired:
+            self.cancel(request)
+        return expired
 
-    def _take_off(self, request: Request) -> None:
-        self.slots.release(request, self.steps)
-        self._queue.put_back(request)
-        self.preemptions += 1
+    def _retry_us(self, now_us: int) -> int | None:
+        """When to plan again though nothing was decoded and nobody came: when a minute's share has
+        grown, or a deadline comes."""
+        times = [
+            request.deadline_us - now_us for request in self._timed.values() if request.deadline_us
+        ]
+        times += [self._agents.allowed_in_us(agent, now_us) for agent in self._admission.limited]
+        return max(min(times), 1) if times else None
 
-    # -- the batch
-
-    def _fill(self) -> list[Row]:
-        rows: list[Row] = []
-        running = self.slots.running()
-        decoding = [request for request in running if self._decodes(request)]
-        cells = prefill = 0
-        for request in running:
-            if request.slot is None or not self._joins(request, running[0], len(rows)):
-                continue
-            wanted = 1
-            if request not in decoding:
-                wanted = self._chunk(request, decoding) - prefill
-            row = self._row(request, wanted, cells)
-            if row is not None:
-                rows.append(row)
-                cells += len(row.tokens)
-                prefill += len(row.tokens) if request not in decoding else 0
-        return rows
-
-    def _decodes(self, request: Request) -> bool:
-        assert request.slot is not None
-        left = len(request.tokens) - len(self.slots.slots[request.slot].tokens)
-        return left == 1 and len(request.tokens) > request.prompt_tokens
-
-    def _joins(self, request: Request, first: Request, joined: int) -> bool:
-        """Whether the request is part of this step, or sits out for a more urgent class."""
-        if (
-            request.priority == first.priority
-            or joined < self._policy.width
-            or request.skipped_steps >= self._policy.skipped_steps_max
-        ):
-            request.skipped_steps = 0
-            return True
-        request.skipped_steps += 1
-        return False
-
-    def _chunk(self, request: Request, decoding: list[Request]) -> int:
-        """How much prefill this step may hold, as far as this request is concerned."""
-        if not decoding:
-            return self._policy.prefill_tokens
-        if rank(decoding[0].priority) < rank(request.priority):
-            return self._policy.prefill_tokens_beneath
-        return self._policy.prefill_tokens_beside
-
-    def _row(self, request: Request, wanted: int, cells_planned: int) -> Row | None:
-        """The next tokens of the request, as many as wanted and as the cache has room for."""
-        assert request.slot is not None
-        slot = self.slots.slots[request.slot]
-        target = request.target
-        start = len(slot.tokens)
-        wanted = min(wanted, len(target) - start)
-        while self.slots.cells_free - cells_planned < wanted and self._make_room(request):
-            pass
-        wanted = min(wanted, self.slots.cells_free - cells_planned)
-        if wanted < 1:
-            return None
-        end = start + wanted
-        first_output = request.prompt_tokens - 1 if request.tail else len(target) - 1
-        outputs = max(0, end - max(start, first_output))
-        return Row(request, slot.index, start, target[start:end], outputs)
-
-    def _make_room(self, request: Request) -> bool:
-        """Evict a resident, or take off the last sequence behind `request` in the order."""
-        if evicted := self.slots.evict():
-            self._operations += evicted
-            return True
-        last = self.slots.running()[-1]
-        if last is request:
-            return False
-        self._take_off(last)
-        return True
+    def _serve(self, row: Row) -> int:
+        """Note what was decoded for a request. Returns the tokens that earn the tier its share."""
+        request, tokens = row.request, len(row.tokens)
+        slot = self.slots.slots[row.slot]
+        end = row.start + tokens
+        self.slots.extend(slot, row.tokens)
+        request.served_tokens += tokens
+        self.counters.recomputed_tokens += max(0, min(end, request.computed_tokens) - row.start)
+        request.computed_tokens = max(request.computed_tokens, end)
+        if not request.ready and end == len(request.target):
+            self._admission.is_ready(request)
+            request.prefilled_us = request.prefilled_us or self._now_us
+            if request.tail:
+                request.scored = True
+                if self.slots.partial:
+                    self._cache.operations += self.slots.keep(slot, request.reusable_max)
+        if not request.promoted:
+            return tokens
+        request.paid_tokens -= tokens
+        if request.paid_tokens < 0:
+            self._admission.credit -= min(tokens, -request.paid_tokens)
+        return 0

@@ -1,68 +1,69 @@
 """Which request is next: five strict classes, and within a class fair shares by tokens per agent.
 
-Every agent has an account of tokens spent. Within a class the agent with the lowest account goes
-first, and each agent's own requests keep their order of arrival. An agent that comes back after a
-while starts at the level of those being served, so absence earns no credit. This is start-time fair
-queueing (Goyal, Vin and Cheng, 1996) with tokens for packet lengths.
+In every class an agent has an account of tokens spent, divided by its weight. The agent with the
+lowest account goes first. Its own requests keep their order: those that had to make way before the
+others, then by deadline, then by arrival; so a deadline moves a request before others of the same
+agent, and nobody else's. An agent that comes back after a while starts at the level of those being
+served, so absence earns no credit. This is start-time fair queueing (Goyal, Vin and Cheng, 1996)
+with tokens for packet lengths.
 
 Pure: no clock, no socket, no model. The planner is its only writer.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import bisect
+import heapq
+from collections.abc import Container, Iterator
 from typing import Final
 
+from inference_client.engine.agents import WEIGHT_MIN
+from inference_client.engine.request import NEVER_US, Request
 from ipc_protocol.errors import Failure
-from ipc_protocol.values import Priority, rank
+from ipc_protocol.values import PRIORITIES
 
 ACCOUNTS_MAX: Final = 1024
-"""Accounts kept before the lower half is forgotten: five times the agents of a full host."""
+"""Accounts kept in a class before the lower half is forgotten: five times the agents of a host."""
+
+Place = tuple[bool, int, int, int]
+Lane = list[tuple[Place, Request]]
 
 
-@dataclass(eq=False)
-class Request:
-    """One request on its way through the pool. Only the planner writes to it.
+class Accounts:
+    """What each agent of one class has spent, in tokens divided by its weight."""
 
-    `tokens` is the prompt, followed by what was produced; after a preemption the whole of it is the
-    prompt to resume from. `tail` is a continuation to be scored instead of generated.
-    """
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {}
+        self._level = 0.0
 
-    id: int
-    agent: str
-    priority: Priority
-    tokens: list[int]
-    tokens_max: int
-    arrived_us: int
-    tail: tuple[int, ...] = ()
-    prompt_tokens: int = field(init=False)
-    cached_tokens: int = 0
-    started_us: int | None = None
-    slot: int | None = None
-    served_tokens: int = 0
-    """Tokens decoded for it since it was last given a slot: its quantum."""
-    preemptions: int = 0
-    skipped_steps: int = 0
-    scored: bool = False
-    """The tail has been decoded, and the request is done."""
+    def __len__(self) -> int:
+        return len(self._spent)
 
-    def __post_init__(self) -> None:
-        assert self.tokens, "a prompt has at least one token"
-        assert not (self.tail and self.tokens_max), "a request generates or scores, not both"
-        self.prompt_tokens = len(self.tokens)
+    def of(self, agent: str) -> float:
+        return self._spent.get(agent, self._level)
 
-    @property
-    def produced(self) -> list[int]:
-        return self.tokens[self.prompt_tokens :]
+    def join(self, agent: str) -> None:
+        """The agent asks for something: what it did not use in its absence is gone."""
+        self._spent[agent] = max(self.of(agent), self._level)
 
-    @property
-    def target(self) -> list[int]:
-        """What must lie in the KV cache before its last logits can be used."""
-        return self.tokens + list(self.tail[:-1])
+    def serve(self, agent: str) -> None:
+        """The agent's turn has come, so its account is the level of the class."""
+        self._level = max(self._level, self.of(agent))
 
-    @property
-    def order(self) -> tuple[int, int, int]:
-        """Among running requests: the more urgent class first, then the older one."""
-        return (rank(self.priority), self.arrived_us, self.id)
+    def charge(self, agent: str, tokens: float) -> None:
+        self._spent[agent] = self.of(agent) + tokens
+
+    def forget(self, needed: Container[str]) -> None:
+        """Raise the level over the lower half of the accounts, and drop those.
+
+        An agent without an account starts at the level, so whoever has spent less than that loses
+        a little credit; with so many agents that is the price of a bound.
+        """
+        spent = sorted(self._spent.values())
+        self._level = max(self._level, spent[len(spent) // 2])
+        self._spent = {
+            agent: tokens
+            for agent, tokens in self._spent.items()
+            if tokens > self._level or agent in needed
+        }
 
 
 class RequestQueue:
@@ -71,11 +72,14 @@ class RequestQueue:
     def __init__(self, waiting_max: int) -> None:
         self._waiting_max = waiting_max
         self._waiting: dict[int, Request] = {}
-        self._accounts: dict[str, int] = {}
-        self._level = 0
+        self._lanes: list[dict[str, Lane]] = [{} for _ in PRIORITIES]
+        self._accounts = [Accounts() for _ in PRIORITIES]
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __contains__(self, request: Request) -> bool:
+        return request.id in self._waiting
 
     def push(self, request: Request) -> None:
         """Let a new request wait. Raises `inference.busy` when the queue is full."""
@@ -86,62 +90,103 @@ class RequestQueue:
                 "Ask again later, or give the engine more slots.",
                 waiting=len(self._waiting),
             )
-        self._waiting[request.id] = request
-        self._accounts[request.agent] = max(self._account(request.agent), self._level)
+        self._accounts[request.rank].join(request.agent)
+        self._insert(request)
 
     def put_back(self, request: Request) -> None:
-        """Return a preempted request. It keeps its place, and the bound does not refuse it."""
-        self._waiting[request.id] = request
+        """Return a preempted request. It is its agent's next, and the bound does not refuse it."""
+        self._insert(request)
 
-    def remove(self, request_id: int) -> Request | None:
-        return self._waiting.pop(request_id, None)
-
-    def head(self) -> Request | None:
-        """The request that is to be given the next slot."""
-        return min(self._waiting.values(), key=self._key, default=None)
+    def remove(self, request: Request) -> bool:
+        """Whether the request was waiting; it no longer is."""
+        if self._waiting.pop(request.id, None) is None:
+            return False
+        lanes = self._lanes[request.rank]
+        lane = lanes[request.agent]
+        del lane[bisect.bisect_left(lane, _place(request), key=lambda pair: pair[0])]
+        if not lane:
+            del lanes[request.agent]
+        return True
 
     def take(self, request: Request) -> None:
-        """Remove the head, which now holds a slot; its agent's account sets the level."""
-        del self._waiting[request.id]
-        self._level = max(self._level, self._account(request.agent))
-        if len(self._accounts) > ACCOUNTS_MAX:
-            self._forget()
+        """Remove a request that now holds a slot; its agent's account sets the level."""
+        self.remove(request)
+        accounts = self._accounts[request.rank]
+        accounts.serve(request.agent)
+        if len(accounts) > ACCOUNTS_MAX:
+            accounts.forget(self._lanes[request.rank])
 
-    def charge(self, agent: str, tokens: int) -> None:
-        self._accounts[agent] = self._account(agent) + tokens
+    def charge(self, request: Request, tokens: int) -> None:
+        """The request's agent has had so many tokens of this class."""
+        weight = max(request.share.weight, WEIGHT_MIN)
+        self._accounts[request.rank].charge(request.agent, tokens / weight)
+
+    def account(self, request: Request) -> float:
+        return self._accounts[request.rank].of(request.agent)
+
+    @property
+    def rank(self) -> int | None:
+        """The most urgent class that waits."""
+        return next((rank for rank, lanes in enumerate(self._lanes) if lanes), None)
+
+    def waits(self, rank: int) -> bool:
+        """Whether a request of the class waits."""
+        return bool(self._lanes[rank])
+
+    def offers(self, rank: int, skipped: Container[str]) -> Iterator[Request]:
+        """The requests of a class in the order in which they may have slots.
+
+        Each may be taken before the next one is asked for, which then follows from the accounts as
+        they are. One that is not taken lets the next of its agent have its turn, unless the agent
+        is among those `skipped`.
+        """
+        accounts, lanes = self._accounts[rank], self._lanes[rank]
+        heap = [
+            (accounts.of(agent), lane[0][1].arrived_us, lane[0][1].id, agent, 0)
+            for agent, lane in lanes.items()
+        ]
+        heapq.heapify(heap)
+        while heap:
+            _, _, number, agent, passed = heapq.heappop(heap)
+            if agent in skipped:
+                continue
+            request = lanes[agent][passed][1]
+            assert request.id == number, "a lane changes only by what is taken from it"
+            yield request
+            if request.id in self._waiting:
+                passed += 1
+            lane = lanes.get(agent, [])
+            if passed < len(lane):
+                later = lane[passed][1]
+                turn = (accounts.of(agent), later.arrived_us, later.id, agent, passed)
+                heapq.heappush(heap, turn)
+
+    def oldest(self) -> Iterator[Request]:
+        """The waiting requests, the one first that has got nothing for the longest time."""
+        yield from self._waiting.values()
 
     def in_order(self) -> Iterator[Request]:
         """The waiting requests as they would be taken if nothing else came.
 
         Each is expected to cost its prompt and all the tokens that it may produce.
         """
-        ahead: dict[tuple[int, str], int] = {}
-        keyed: list[tuple[tuple[int, int, int, int], Request]] = []
-        for request in sorted(self._waiting.values(), key=lambda one: one.order):
-            lane = (rank(request.priority), request.agent)
-            start = self._account(request.agent) + ahead.get(lane, 0)
-            ahead[lane] = ahead.get(lane, 0) + len(request.tokens) + request.tokens_max
-            keyed.append(((lane[0], start, request.arrived_us, request.id), request))
-        yield from (request for _, request in sorted(keyed, key=lambda pair: pair[0]))
+        for accounts, lanes in zip(self._accounts, self._lanes, strict=True):
+            keyed: list[tuple[float, int, int, Request]] = []
+            for agent, lane in lanes.items():
+                start = accounts.of(agent)
+                for _, request in lane:
+                    keyed.append((start, request.arrived_us, request.id, request))
+                    cost = request.prompt_tokens + request.tokens_max
+                    start += cost / max(request.share.weight, WEIGHT_MIN)
+            yield from (request for *_, request in sorted(keyed, key=lambda one: one[:3]))
 
-    def _forget(self) -> None:
-        """Raise the level over the lower half of the accounts, and drop those.
+    def _insert(self, request: Request) -> None:
+        self._waiting[request.id] = request
+        lane = self._lanes[request.rank].setdefault(request.agent, [])
+        bisect.insort(lane, (_place(request), request), key=lambda pair: pair[0])
 
-        An agent without an account starts at the level, so whoever has spent less than that loses
-        a little credit; with so many agents that is the price of a bound.
-        """
-        spent = sorted(self._accounts.values())
-        self._level = max(self._level, spent[len(spent) // 2])
-        needed = {request.agent for request in self._waiting.values()}
-        self._accounts = {
-            agent: tokens
-            for agent, tokens in self._accounts.items()
-            if tokens > self._level or agent in needed
-        }
 
-    def _key(self, request: Request) -> tuple[int, int, int, int]:
-        account = self._account(request.agent)
-        return (rank(request.priority), account, request.arrived_us, request.id)
-
-    def _account(self, agent: str) -> int:
-        return self._accounts.get(agent, self._level)
+def _place(request: Request) -> Place:
+    """Where a request stands among those of its agent and class. It never moves while it waits."""
+    deadline = NEVER_US if request.deadline_us is None else request.deadline_us
+    return (not request.preemptions, deadline, request.arrived_us, request.id)
