@@ -25,8 +25,7 @@ from ipc_protocol.inference import (
 )
 
 if TYPE_CHECKING:
-    from inference_client.engine.llama import Context
-    from inference_client.engine.planner import Policy
+    from inference_client.engine.loading import Loaded
     from inference_client.engine.pool import Pool
 
 
@@ -59,24 +58,31 @@ class LanguageEngine:
             )
         self._starting = True
         try:
-            policy, context, info = await asyncio.to_thread(_load, params)
+            loaded = await asyncio.to_thread(_load, params)
         except BaseException:
             self._starting = False
             raise
         from inference_client.engine.pool import Pool
 
-        self._pool = Pool(context, policy, info)
-        self._pool.start(self.broken.set)
-        return info
+        self._pool = Pool(
+            loaded.context,
+            loaded.policy,
+            loaded.swap,
+            loaded.info,
+            loaded.cores,
+            self.broken.set,
+        )
+        self._pool.start()
+        return loaded.info
 
     async def _status(self, _: Nothing, __: Call) -> EngineStatus:
         return await self._loaded.status()
 
     async def _generate(self, params: Generate, call: Call) -> Generated:
-        async def send(text: str) -> None:
-            await call.send_item(GeneratedText(text=text))
+        async def send(item: GeneratedText) -> None:
+            await call.send_item(item)
 
-        return await self._loaded.generate(params, send if params.stream else None)
+        return await self._loaded.generate(params, send)
 
     async def _score(self, params: Score, _: Call) -> Scored:
         return await self._loaded.score(params)
@@ -90,7 +96,7 @@ class LanguageEngine:
         return self._pool
 
 
-def _load(start: EngineStart) -> "tuple[Policy, Context, ModelInfo]":
+def _load(start: EngineStart) -> "Loaded":
     from inference_client.engine.loading import load
 
     return load(start)

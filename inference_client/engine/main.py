@@ -1,4 +1,4 @@
-"""The engine as a program: `python -m inference_client.engine --fd N [--kind language|embedding]`.
+"""The engine as a program: `python -m inference_client.engine --fd N [--kind KIND]`.
 
 It speaks the protocol over the inherited descriptor N, loads one model when told to, and exits when
 the line ends: an engine whose parent has died has nobody to work for. When its decode thread fails
@@ -7,10 +7,11 @@ it exits with status 1, and supervision starts another.
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 import sys
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import click
 import uvloop
@@ -18,11 +19,15 @@ import uvloop
 from ipc_protocol.aio import Connection, Handlers
 from ipc_protocol.events import Hello
 
-Kind = Literal["language", "embedding"]
+SWITCH_SECONDS: Final = 0.0005
+"""The decode thread waits for the event loop so long at most when a step ends: a hundredth of a
+step instead of the tenth that Python's default would cost."""
+
+Kind = Literal["language", "embedding", "remote"]
 
 
 class Engine(Protocol):
-    """What both kinds have in common: they serve until the line ends, or until they break."""
+    """What all kinds have in common: they serve until the line ends, or until they break."""
 
     broken: asyncio.Event
 
@@ -35,6 +40,10 @@ def engine_of(kind: Kind) -> Engine:
         from inference_client.engine.language import LanguageEngine
 
         return LanguageEngine()
+    if kind == "remote":
+        from inference_client.engine.remote.engine import RemoteEngine
+
+        return RemoteEngine()
     from inference_client.engine.embedding import EmbeddingEngine
 
     return EmbeddingEngine()
@@ -57,12 +66,37 @@ async def serve(sock: socket.socket, kind: Kind) -> bool:
 
 
 @click.command()
-@click.option("--fd", type=int, required=True, help="The inherited socket to speak over.")
-@click.option("--kind", type=click.Choice(["language", "embedding"]), default="language")
+@click.option("--fd", type=int, help="The inherited socket to speak over.")
+@click.option("--devices", is_flag=True, help="Say what there is to compute on, and leave.")
+@click.option("--kind", type=click.Choice(["language", "embedding", "remote"]), default="language")
 @click.option("--log-level", default="INFO", help="DEBUG shows what llama.cpp says.")
-def main(fd: int, kind: Kind, log_level: str) -> None:
+def main(fd: int | None, devices: bool, kind: Kind, log_level: str) -> None:
     """Serve one model to the orchestrator."""
+    if devices:
+        click.echo(_devices())
+        return
+    if fd is None:
+        raise click.UsageError("An engine speaks over an inherited socket: give --fd.")
     logging.basicConfig(level=log_level, stream=sys.stderr, format="%(levelname)s %(message)s")
+    sys.setswitchinterval(SWITCH_SECONDS)
     with socket.socket(fileno=fd) as sock:
         orderly = uvloop.run(serve(sock, kind))
     sys.exit(0 if orderly else 1)
+
+
+def _devices() -> str:
+    """The build of llama.cpp, and what it can compute on, as JSON."""
+    from inference_client.engine import llama
+
+    found = [
+        {
+            "name": device.name,
+            "description": device.description,
+            "kind": device.kind,
+            "memory_bytes": device.memory_bytes,
+            "memory_free_bytes": device.memory_free_bytes,
+        }
+        for device in llama.devices()
+    ]
+    about = {"version": llama.version(), "gpu_offload": llama.offloads(), "devices": found}
+    return json.dumps(about)

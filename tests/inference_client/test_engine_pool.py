@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from inference_client.engine.llama import Context, DecodeError
+from inference_client.engine.context import Context
+from inference_client.engine.llama import DecodeError
 from inference_client.engine.loading import load
 from inference_client.engine.pool import Pool
 from ipc_protocol.errors import Failure
@@ -32,11 +33,12 @@ class UnwillingContext(Context):
 async def unwilling(model_path):
     """A pool, its context, and an event that is set when the pool has broken."""
     start = EngineStart(name="m", path=str(model_path), slots=2, context=512)
-    policy, context, info = await asyncio.to_thread(load, start)
+    loaded = await asyncio.to_thread(load, start)
+    context = loaded.context
     context.__class__ = UnwillingContext
-    pool = Pool(context, policy, info)
     broken = asyncio.Event()
-    pool.start(broken.set)
+    pool = Pool(*loaded, broken.set)
+    pool.start()
     yield pool, context, broken
     await pool.stop()
 
@@ -78,7 +80,7 @@ async def test_when_the_decode_thread_breaks_everyone_is_told(unwilling):
 
 async def test_a_queue_that_is_full_says_so(unwilling, monkeypatch):
     pool, _, _ = unwilling
-    monkeypatch.setattr(pool._planner._queue, "_waiting_max", 1)
+    monkeypatch.setattr(pool._decoder._planner._queue, "_waiting_max", 1)
     outcomes = await asyncio.gather(
         *(pool.generate(ask(str(n))) for n in range(6)), return_exceptions=True
     )

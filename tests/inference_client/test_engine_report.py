@@ -4,12 +4,17 @@ from simulated import Simulation
 
 from inference_client.engine import report
 from inference_client.engine.report import Accounts, status_of
+from inference_client.engine.telemetry import Telemetry
 from ipc_protocol.inference import ModelInfo, Usage
 
 INFO = ModelInfo(name="m", kind="language", architecture="llama")
 USAGE = Usage(
     prompt_tokens=3, cached_tokens=1, generated_tokens=2, queue_us=0, first_token_us=0, total_us=0
 )
+
+
+def status(pool, now_us=0):
+    return status_of(INFO, pool.planner, Accounts(), Telemetry(), threads=1, now_us=now_us)
 
 
 def test_tokens_are_counted_by_agent():
@@ -39,21 +44,21 @@ def test_the_status_shows_slots_and_the_queue():
     pool.step()
     pool.submit("late", "low")
     pool.step()
-    status = status_of(INFO, pool.planner, Accounts(), now_us=100)
-    assert {slot.agent: slot.state for slot in status.slots} == {
+    found = status(pool, 100)
+    assert {slot.agent: slot.state for slot in found.slots} == {
         "busy": "decode",
         "filling": "decode",
     }
-    assert [(one.agent, one.position) for one in status.queue] == [("late", 1)]
-    assert status.kv_cells == 64
-    assert status.kv_cells_used == sum(slot.cached_tokens for slot in status.slots)
+    assert [(one.agent, one.position) for one in found.queue] == [("late", 1)]
+    assert found.kv_cells == 64
+    assert found.kv_cells_used == sum(slot.cached_tokens for slot in found.slots)
 
 
 def test_an_idle_slot_shows_whose_text_it_keeps():
     pool = Simulation(slots=1)
     pool.submit("a", prompt=[5, 5], tokens=1)
     pool.run()
-    (slot,) = status_of(INFO, pool.planner, Accounts(), now_us=0).slots
+    (slot,) = status(pool).slots
     assert (slot.state, slot.agent, slot.cached_tokens) == ("free", "a", 2)
 
 
@@ -61,7 +66,7 @@ def test_an_engine_is_working_until_the_last_request_has_its_answer():
     pool = Simulation(slots=1)
 
     def working() -> bool:
-        return status_of(INFO, pool.planner, Accounts(), now_us=0).working
+        return status(pool).working
 
     assert not working()
     pool.submit("a", prompt=[5, 5], tokens=2)
