@@ -7,12 +7,14 @@ anything is started.
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from inference_client.models import Registry
 from ipc_protocol.aio import Handlers
+from ipc_protocol.errors import Failure
 from ipc_protocol.inference import EngineStart
 from ipc_protocol.methods import WORK_EFFECT
 from ipc_protocol.work import AgentProfile, Fork
@@ -24,13 +26,15 @@ from orchestrator.components.compiling import CompileLimits, Compiler, Confineme
 from orchestrator.components.files import ComponentFiles
 from orchestrator.components.versions import ComponentVersions, Keeping
 from orchestrator.config.installed import embedding_file, model_file
-from orchestrator.config.types import AgentConfig, Config
+from orchestrator.config.types import EMBEDDING_NAME, AgentConfig, Config, ModelConfig
 from orchestrator.driver import Driver
 from orchestrator.effects import Effects
-from orchestrator.engines import EmbeddingEngine, LanguageEngine
+from orchestrator.egress_process import Egress
+from orchestrator.engines import EmbeddingEngine, LanguageEngine, RemoteEngine
 from orchestrator.incarnations import Incarnations
 from orchestrator.lane import Lane
 from orchestrator.metrics import Metrics
+from orchestrator.model_memory import ModelMemory, may_have_devices
 from orchestrator.preferences import Preferences
 from orchestrator.store.store import Store
 from orchestrator.tools.attention import ATTENTION_REQUEST
@@ -68,30 +72,63 @@ def registration(agent: AgentConfig) -> Registration:
 
 
 def language_engines(
-    config: Config, clock_us: Callable[[], int], metrics: Metrics
+    config: Config,
+    clock_us: Callable[[], int],
+    metrics: Metrics,
+    egress: Egress | None,
 ) -> dict[str, LanguageEngine]:
-    """An engine for each configured model. Raises `model.unknown`."""
+    """An engine for each configured model. `egress` is there if one of them is remote. Those that
+    agents need are loaded from the start, as far as there is room. Raises `model.unknown`."""
     registry = Registry(config.models_folder)
-    engines = {}
+    memory = ModelMemory(config.inference.memory_bytes, devices=may_have_devices())
+    needed = {agent.model for agent in config.agents.values() if agent.needs_model}
+    engines: dict[str, LanguageEngine] = {}
     for name, model in config.models.items():
-        path = model_file(model, registry)
-        start = EngineStart(
-            name=name,
-            path=str(path),
-            slots=model.slots,
-            context=model.context,
-            threads=model.threads_on(os.cpu_count() or 1),
-            gpu_layers=model.gpu_layers,
+        if model.is_remote:
+            if egress is None:
+                raise Failure(
+                    "model.unavailable",
+                    f"The model {name} is remote, and nothing may be dialled here.",
+                    "Ask a running daemon.",
+                )
+            engines[name] = RemoteEngine(
+                EngineStart(name=name, slots=model.slots, remote_model=model.remote_model or name),
+                clock_us,
+                metrics.program_restarted,
+                residence=memory.residence(name, pinned=True),  # and it takes no memory
+                handlers=egress.dialling(name),
+            )
+            continue
+        engines[name] = LanguageEngine(
+            _engine_start(name, model, model_file(model, registry)),
+            clock_us,
+            metrics.program_restarted,
+            residence=memory.residence(name, pinned=model.pin, wished=name in needed),
         )
-        engines[name] = LanguageEngine(start, clock_us, metrics.program_restarted)
     return engines
+
+
+def _engine_start(name: str, model: ModelConfig, path: Path) -> EngineStart:
+    return EngineStart(
+        name=name,
+        path=str(path),
+        slots=model.slots,
+        context=model.context,
+        threads=model.threads_on(len(os.sched_getaffinity(0))),
+        gpu_layers=model.offloaded_layers,
+        devices=model.devices,
+        kv_type=model.kv_type,
+        kv_layout=model.kv_layout,
+        flash_attention=model.flash_attention,
+        swap_bytes=model.swap_bytes,
+    )
 
 
 def embedding_engine(
     config: Config, clock_us: Callable[[], int], metrics: Metrics
 ) -> EmbeddingEngine:
     file = embedding_file(config)
-    start = EngineStart(name="embed", path="" if file is None else str(file))
+    start = EngineStart(name=EMBEDDING_NAME, path="" if file is None else str(file))
     return EmbeddingEngine(start, clock_us, metrics.program_restarted)
 
 
@@ -204,8 +241,10 @@ class Assembler:
 
 
 def preference_weight(agent: AgentConfig, config: Config) -> float:
-    """What its model's preference counts; nothing, where it has no model."""
-    return config.models[agent.model].preference_weight if agent.needs_model else 0.0
+    """What its model's preference counts; nothing, where it has none that can be asked for it."""
+    if not agent.needs_model or config.models[agent.model].is_remote:
+        return 0.0
+    return config.models[agent.model].preference_weight
 
 
 def duties(config: Config) -> dict[str, list[str]]:

@@ -43,9 +43,12 @@ from orchestrator.control.server import listening, serve_control
 from orchestrator.control.service import Service
 from orchestrator.control.views import Counts, Views
 from orchestrator.driver import Driver
-from orchestrator.engines import EmbeddingEngine, Engine, LanguageEngine
+from orchestrator.egress_process import Egress, grants_of
+from orchestrator.endpoint import Endpoint
+from orchestrator.engine_life import Engine
+from orchestrator.engines import EmbeddingEngine, LanguageEngine
 from orchestrator.enrolment import Enrolment
-from orchestrator.gateway_process import Gateway
+from orchestrator.gateway_process import Gateway, listens
 from orchestrator.intake import Intake
 from orchestrator.janitor import Janitor
 from orchestrator.logs import configure_logging
@@ -114,15 +117,20 @@ class Daemon:
         zygote: Zygote,
         languages: dict[str, LanguageEngine],
         embedding: EmbeddingEngine,
+        egress: Egress | None,
         drivers: Mapping[str, Driver],
         withheld: Collection[str] = (),
     ) -> None:
+        """`egress` is there if something may be dialled."""
         self._config = config
         self._store = store
         self._views = views
         self._metrics = metrics
         self._zygote = zygote
+        self._languages = languages
         self._engines: list[Engine] = [*languages.values(), embedding]
+        self._egress = egress
+        self._endpoint = Endpoint(config, languages, embedding)
         self._drivers = drivers
         self._withheld = withheld
         self._started_us = clock_us()
@@ -173,7 +181,8 @@ class Daemon:
     # -- what the gateway asks
 
     def gateway_handlers(self) -> Handlers:
-        return Handlers().add(METRICS, self._on_metrics).add(HEALTH, self._on_health)
+        handlers = Handlers().add(METRICS, self._on_metrics).add(HEALTH, self._on_health)
+        return self._endpoint.add_to(handlers)
 
     async def _on_metrics(self, _: Nothing, __: Call) -> control.Exposition:
         counts = await self._views.counts()
@@ -190,6 +199,9 @@ class Daemon:
         store = self._store.condition
         metrics.store(log=store.log, free=store.free, reserve=store.reserve, intake=store.intake)
         metrics.sandbox([driver.layers for driver in self._drivers.values() if driver.layers])
+        engines = (engine.summary() for engine in self._languages.values())
+        for engine in await asyncio.gather(*engines):
+            metrics.engine(engine.name, engine.status, engine.pid)
         return control.Exposition(text=await asyncio.to_thread(metrics.render))
 
     async def _on_health(self, _: Nothing, __: Call) -> control.Health:
@@ -219,6 +231,8 @@ class Daemon:
             tasks.create_task(self._follow_changes())
             tasks.create_task(self._resume())
             tasks.create_task(serve_control(listener, handlers))
+            if self._egress is not None:
+                tasks.create_task(self._egress.run())
             for engine in self._engines:
                 tasks.create_task(engine.run())
             tasks.create_task(self._zygote.run())
@@ -229,7 +243,7 @@ class Daemon:
             tasks.create_task(self._janitor().run())
             tasks.create_task(roster.run())
             tasks.create_task(enrolment.run())
-            if self._config.gateway.listen:
+            if listens(self._config):
                 gateway = Gateway(
                     self._config, self.gateway_handlers(), clock_us, self._metrics.program_restarted
                 )
@@ -326,7 +340,9 @@ def _is_up(agent: control.AgentStatus) -> bool:
 
 
 def _answers(engine: control.EngineSummary) -> bool:
-    """One that is up and has no status is stuck."""
+    """One that is up and has no status is stuck; one that nobody needs now is fine."""
+    if engine.state == "unloaded":
+        return True
     return engine.state == "ready" and engine.status is not None
 
 
@@ -367,7 +383,9 @@ async def _run(config: Config, listener: socket.socket) -> None:
         agents = [agent for name, agent in config.agents.items() if name not in withheld]
         views = Views(store.reader("control"))
         zygote = Zygote(clock_us, metrics.program_restarted)
-        languages = assembly.language_engines(config, clock_us, metrics)
+        grants = await asyncio.to_thread(grants_of, config.models, os.environ)
+        egress = Egress(grants, clock_us, metrics.program_restarted) if grants else None
+        languages = assembly.language_engines(config, clock_us, metrics, egress)
         embedding = assembly.embedding_engine(config, clock_us, metrics)
         keeping = assembly.keeping(config, zygote, metrics)
         await _remove_unused_components(config, keeping, views)
@@ -399,6 +417,7 @@ async def _run(config: Config, listener: socket.socket) -> None:
             zygote,
             languages,
             embedding,
+            egress,
             roster,
             enrolment.withheld,
         )

@@ -52,7 +52,17 @@ from orchestrator.tool_calling import ToolCaller
 from orchestrator.tools.tool import NeedsPerson, ToolContext
 
 REFUSALS: Final = frozenset(
-    {"inference.budget", "inference.context", "inference.unavailable", "inference.schema"}
+    {
+        "egress.failed",
+        "egress.refused",
+        "inference.budget",
+        "inference.context",
+        "inference.culprit",
+        "inference.deadline",
+        "inference.schema",
+        "inference.unavailable",
+        "model.invalid",
+    }
 )
 """Failures that the loop is told as a result. Anything else ends the delivery's attempt."""
 
@@ -294,6 +304,7 @@ class Effects:
                 tokens_max=max(1, min(effect.tokens_max, left)),
                 schema=effect.schema,
                 sampling=self._agent.sampling,
+                share=self._agent.limits.share,
             )
         )
         usage = generated.usage
@@ -325,7 +336,7 @@ class Effects:
         vector: bytes | None = None
         with contextlib.suppress(Failure):
             # Without the engine memories are still found by their words.
-            (vector,) = await self._embedding.embed([query])
+            (vector,) = (await self._embedding.embed([query])).vectors
         return await self._reader.view(
             memory.search, self._agent.name, query, vector, limit, self._clock_us()
         )

@@ -1,56 +1,65 @@
-"""Engines kept alive, and requests that outlive their deaths.
+"""What is asked of engines, and requests that outlive their engines' deaths.
 
-An `Engine` supervises one engine process: it starts it, loads its model, and starts it again with
-backoff when it dies. A request that was under way is asked again of the next incarnation, so that
-its caller sees a delay at most. An engine that hangs is killed, and then it has died: while it
-lives it is asked for its status, and what it answers, or that it does not, is what `hang` judges.
+A request that was under way when its engine ended is asked again of the next one, so that its
+caller sees a delay at most: a generation goes on from the tokens that it had (`resuming`). Those
+that may have ended the engine are tried one at a time before anybody else is asked (`suspects`),
+and one that is found to do so is refused. A model that is not loaded is loaded when somebody asks,
+and one that has to make room for another has its requests asked again when it is back
+(`model_memory`).
 """
 
 import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Awaitable, Callable
-from typing import ClassVar, Final, Literal, TypeVar
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import msgspec
 
+from inference_client import gguf
 from inference_client.client import EngineClient
-from ipc_protocol.aio import Connection, Handlers
+from ipc_protocol.aio import Handlers
 from ipc_protocol.control import EngineSummary
-from ipc_protocol.errors import Failure
-from ipc_protocol.events import Hello
+from ipc_protocol.errors import Failure, Problem
 from ipc_protocol.inference import (
+    Embedded,
     EngineStart,
-    EngineStatus,
     Generate,
     Generated,
+    GeneratedText,
     ModelInfo,
     Score,
     Scored,
 )
+from ipc_protocol.limits import STREAMS_MAX
+from ipc_protocol.values import rank
+from orchestrator.engine_life import WATCH, End, Ended, Engine, Life, Watch
+from orchestrator.model_memory import ModelMemory, Residence
+from orchestrator.residency import expected_bytes
+from orchestrator.resuming import Answer
 from orchestrator.store.database import VECTOR_BYTES
-from orchestrator.supervision.child import ChildState
-from orchestrator.supervision.hang import ENGINE_PATIENCE_US, Activity, heard, is_hung
-from orchestrator.supervision.processes import ChildProcess
-from orchestrator.supervision.restart import Died
-from orchestrator.supervision.supervisor import TOLERANT, Supervisor
+from orchestrator.suspects import DEATHS_ALONE_MAX, TRIAL_SECONDS_MAX, Suspects
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-READY_SECONDS_MAX: Final = 60.0
-"""Until an engine greets: it imports its library, which takes 0.5 s, or 20 s from a cold disk."""
-
-LOAD_SECONDS_MAX: Final = 600.0
-"""Until its model is loaded: 70 GB at 200 MB/s take 350 s."""
+Listener = Callable[[GeneratedText], Awaitable[None]]
+"""Is told of an answer as it comes: first of the slot, then of what came since it was last told."""
 
 DEATHS_PER_REQUEST_MAX: Final = 5
-"""A request whose engine died this often under it is taken for the cause, and refused."""
+"""Texts under which their engine died this often are taken for the cause, and refused."""
 
-STATUS_SECONDS_MAX: Final = 2.0
-"""How long whoever looks waits for a status, which comes at the end of the present step."""
+REQUESTS_MAX: Final = STREAMS_MAX - 24
+"""To one model at once, those that wait for it included. What is left of the line's streams is for
+questions about its status: an engine that cannot be asked would be taken for one that hangs."""
+
+LOADS_FAILED_MAX: Final = 5
+"""So many in a row, and those who wait are told; 3 s of backoff for one that dies at once. One may
+be an operator's signal."""
 
 OPTIONAL_SECONDS_MAX: Final = 2.0
 """How long a vector is waited for by what goes on without one: a memory is found by its words too.
@@ -59,59 +68,15 @@ An engine that is up answers within milliseconds, and one that has just died is 
 VECTOR_DIMENSIONS: Final = VECTOR_BYTES // 4
 """What the store holds of a text: floats of 4 bytes."""
 
-_STATES: Final[dict[ChildState, Literal["starting", "ready", "backoff"]]] = {
-    ChildState.RUNNING: "ready",
-    ChildState.BACKOFF: "backoff",
-}
+
+def _now_us() -> int:
+    return time.monotonic_ns() // 1000
 
 
-class Watch(msgspec.Struct, frozen=True):
-    """How an engine is watched while it lives."""
+class LanguageEngine(Engine):
+    """An engine that generates text. It is loaded while its `residence` says so, or for good."""
 
-    interval_seconds: float = 5.0
-    """From one question for its status to the next."""
-    silent_seconds: float = 10.0
-    """Without an answer for so long it is no longer called healthy: twice the slowest step seen."""
-    patience_us: int = ENGINE_PATIENCE_US
-    """Without a sign of life for so long it is hung."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.interval_seconds < self.silent_seconds <= self.patience_us / 1e6:
-            raise ValueError("an engine is asked, then called unhealthy, then hung, in this order")
-
-
-WATCH: Final = Watch()
-
-
-class _Life:
-    """One incarnation of an engine, from its loaded model to its end."""
-
-    def __init__(self, client: EngineClient, info: ModelInfo) -> None:
-        self.client = client
-        self.over = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._status = EngineStatus(model=info)
-        self._heard_at = self._loop.time()
-
-    async def ask_status(self) -> EngineStatus:
-        """Raises `inference.unavailable`. The answer is a sign of life, whoever asked."""
-        self._status = await self.client.status()
-        self._heard_at = self._loop.time()
-        return self._status
-
-    @property
-    def silent_seconds(self) -> float:
-        return self._loop.time() - self._heard_at
-
-    def status_within(self, seconds: float) -> EngineStatus | None:
-        """The latest status, unless it is older than that."""
-        return self._status if self.silent_seconds < seconds else None
-
-
-class Engine:
-    """One engine process, again and again. `run` supervises; the rest waits until it is ready."""
-
-    KIND: ClassVar[Literal["language", "embedding"]]
+    KIND: ClassVar[Literal["language", "embedding", "remote"]] = "language"
 
     def __init__(
         self,
@@ -119,202 +84,277 @@ class Engine:
         clock_us: Callable[[], int],
         on_restart: Callable[[str], None],
         watch: Watch = WATCH,
+        *,
+        residence: Residence | None = None,
+        handlers: Handlers | None = None,
     ) -> None:
-        self.name = start.name
-        self.pid: int | None = None
-        self._start = start
-        self._supervisor = Supervisor(f"engine/{start.name}", TOLERANT, clock_us)
-        self._on_restart = on_restart
-        self._watch_as = watch
-        self._life: _Life | None = None
-        self._ready = asyncio.Event()
+        super().__init__(start, clock_us, on_restart, watch, handlers=handlers)
+        if residence is None:
+            everything = ModelMemory(sys.maxsize, devices=False)
+            residence = everything.residence(start.name, pinned=True)
+        self._residence = residence
+        self._leave = residence.leave
+        self._suspects = Suspects()
+        self._refusal: Problem | None = None
+        """Why it cannot be loaded: what is said to whoever asks until the next attempt."""
+        self._loads_failed = 0
 
-    async def run(self) -> None:
-        """Supervise until cancelled."""
-        await self._supervisor.run(self._live)
+    async def generate(self, params: Generate, on_item: Listener | None = None) -> Generated:
+        """The whole answer; with `on_item` it is told as it comes, whatever `params.stream` says.
 
-    @property
-    def answers(self) -> bool:
-        """Whether it is up, and has not been silent for too long."""
-        life = self._life
-        return life is not None and life.silent_seconds < self._watch_as.silent_seconds
+        Raises `inference.deadline`, `inference.culprit`, `inference.busy`, `model.invalid`,
+        `inference.unavailable` for a model that cannot be loaded, and whatever the engine says.
+        """
+        answer, news = Answer(params, _now_us(), listened=on_item is not None), asyncio.Event()
+        asked = self._generate(params, answer, news)
+        return await (asked if on_item is None else _telling(on_item, asked, answer, news))
 
-    # -- one life
+    async def score(self, params: Score) -> Scored:
+        """How likely one text is as the continuation of another. Raises as `generate` does."""
+        with self._request(params) as request:
+            while True:
+                life = await self._turn(request)
+                with contextlib.suppress(Ended), self._under_way(request, life, params):
+                    return await life.answer(lambda client: client.score(params))
 
-    async def _live(self) -> Died:
-        if self._supervisor.restarts:
-            self._on_restart(self._supervisor.name)
-        hung = False
-        async with ChildProcess.spawn(self._supervisor.name, self._command) as child:
-            await child.wait_ready(READY_SECONDS_MAX)
-            hello = Hello(name="orchestrator")
-            async with Connection(child.line, hello, Handlers(), initiator=False) as connection:
-                client = EngineClient(connection)
-                info = await self._load(client)
-                self.pid, self._life = child.pid, _Life(client, info)
-                self._supervisor.ready(info.architecture)
-                self._ready.set()
-                log.info("%s is ready: %s", self._supervisor.name, info.architecture)
-                try:
-                    hung = await self._hangs_before_it_ends(connection, self._life)
-                finally:
-                    self._end_life()
-                if hung:
-                    log.error("%s hangs", self._supervisor.name)
-                    child.kill()
-            death = await child.stop()
-        self._supervisor.detail = f"hung, and {death.description}" if hung else death.description
-        log.warning("%s %s", self._supervisor.name, self._supervisor.detail)
-        return Died()
+    async def _generate(self, params: Generate, answer: Answer, news: asyncio.Event) -> Generated:
+        with self._request(params) as request:
+
+            async def ask(client: EngineClient) -> Generated:
+                return await client.generate(answer.ask(_now_us()), take)
+
+            async def take(item: GeneratedText) -> None:
+                answer.take(item, _now_us())
+                self._hear(request, answer.progress)
+                news.set()
+
+            while True:
+                life = await self._turn_in_time(request, answer)
+                with contextlib.suppress(Ended), self._under_way(request, life, params):
+                    return answer.whole(await life.answer(ask))
+                answer.fall(_now_us())
+
+    # -- one request among others
+
+    @contextlib.contextmanager
+    def _request(self, params: Generate | Score) -> Iterator[int]:
+        """The number of a request, which needs the model for as long as the block lasts. Raises
+        `inference.busy`."""
+        if len(self._suspects) >= REQUESTS_MAX:
+            raise Failure(
+                "inference.busy",
+                f"{REQUESTS_MAX} requests for the model {self.name} are under way.",
+                "Wait for answers before asking more.",
+            )
+        urgency = rank(params.priority)
+        request = self._suspects.enter(urgency)
+        try:
+            with self._residence.asking(urgency):
+                yield request
+        finally:
+            self._suspects.leave(request)
+            self._changed.set()
+
+    async def _turn(self, request: int) -> Life:
+        """Wait until the request may be asked, and of whom."""
+        while True:
+            life = await self._wait_life()
+            if self._suspects.may_ask(request):
+                return life
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _turn_in_time(self, request: int, answer: Answer) -> Life:
+        """Raises `inference.deadline`."""
+        try:
+            async with asyncio.timeout(answer.seconds_left(_now_us())):
+                return await self._turn(request)
+        except TimeoutError:
+            raise answer.late() from None
+
+    @contextlib.contextmanager
+    def _under_way(self, request: int, life: Life, params: Generate | Score) -> Iterator[None]:
+        """While it is asked. Raises `inference.culprit` if it has ended the engine too often."""
+        self._suspects.ask(request)
+        trial: asyncio.TimerHandle | None = None
+        if self._suspects.on_trial(request):
+            loop = asyncio.get_running_loop()
+            trial = loop.call_later(TRIAL_SECONDS_MAX, self._acquit, request)
+        try:
+            yield
+        except Ended:
+            log.info("engine/%s ended under a request, which is asked again", self.name)
+            self._suspects.fall(request, deliberate=life.deliberate)
+            self._changed.set()
+            if self._suspects.is_culprit(request):
+                raise self._culprit(params) from None
+            raise
+        finally:
+            if trial is not None:
+                trial.cancel()
+
+    def _hear(self, request: int, tokens: int) -> None:
+        tried = self._suspects.on_trial(request)
+        self._suspects.hear(request, tokens)
+        if tried and not self._suspects.on_trial(request):
+            self._changed.set()
+
+    def _acquit(self, request: int) -> None:
+        self._suspects.acquit(request)
+        self._changed.set()
+
+    def _culprit(self, params: Generate | Score) -> Failure:
+        failure = Failure(
+            "inference.culprit",
+            f"The engine {self.name} died {DEATHS_ALONE_MAX} times of a request of "
+            f"{params.agent}, class {params.priority}, which was alone in it.",
+            "The engine's log says how it died. Ask for something else.",
+            agent=params.agent,
+            priority=params.priority,
+            engine=self.name,
+        )
+        log.error("%s", failure.problem.message)
+        return failure
+
+    # -- loading
+
+    async def _enter(self) -> None:
+        self._refusal = None
+        try:
+            await self._residence.enter(self._estimate)
+        except Failure as failure:
+            self._refuse(failure)
+            raise
+
+    async def _estimate(self) -> int:
+        """Bytes, from the header of its file. Raises `model.invalid`."""
+        start = self._start
+        header = await asyncio.to_thread(gguf.read, Path(start.path))
+        return expected_bytes(header.size, header.kv_bytes_per_token, start.context, start.kv_type)
 
     async def _load(self, client: EngineClient) -> ModelInfo:
-        """Raises `model.invalid`, or `inference.unavailable` when it takes too long."""
         try:
-            async with asyncio.timeout(LOAD_SECONDS_MAX):
-                info = await client.start(self._start)
-        except TimeoutError as error:
-            raise Failure(
-                "inference.unavailable",
-                f"The engine {self.name} has not loaded {self._start.path!r} within "
-                f"{LOAD_SECONDS_MAX:g} s.",
-                "Its log says what it was doing.",
-            ) from error
-        self._check(info)
+            info = await super()._load(client)
+        except Failure as failure:
+            # One that dies of it is tried again first; one that takes too long was waited for.
+            if failure.code == "model.invalid" or isinstance(failure.__cause__, TimeoutError):
+                self._refuse(failure)
+            raise
+        self._residence.measured(info)
         return info
 
-    def _check(self, info: ModelInfo) -> None:
-        """Whether this is a model that can be used. Raises `model.invalid`."""
+    def _exit(self, end: End | None) -> None:
+        self._loads_failed = self._loads_failed + 1 if end is None else 0
+        if self._loads_failed >= LOADS_FAILED_MAX and self._refusal is None:
+            self._refuse(
+                Failure(
+                    "inference.unavailable",
+                    f"The engine {self.name} failed {self._loads_failed} times in a row before its "
+                    "model was loaded.",
+                    "Its log says why; `agentd doctor` looks for what is missing.",
+                    engine=self.name,
+                )
+            )
+        self._residence.left(restarts=end is not None)
 
-    def _end_life(self) -> None:
-        assert self._life is not None
-        self._ready.clear()
-        self._life.over.set()
-        self.pid = self._life = None
+    def _refuse(self, failure: Failure) -> None:
+        self._refusal = failure.problem
+        self._changed.set()
 
-    async def _hangs_before_it_ends(self, connection: Connection, life: _Life) -> bool:
-        """Until the line ends or the engine hangs; whether it hangs."""
-        closed = asyncio.ensure_future(connection.wait_closed())
-        hung = asyncio.ensure_future(self._wait_hung(life))
-        try:
-            await asyncio.wait((closed, hung), return_when=asyncio.FIRST_COMPLETED)
-            if closed.done():
-                return False
-            hung.result()
-            return True
-        finally:
-            closed.cancel()
-            hung.cancel()
-            await asyncio.gather(closed, hung, return_exceptions=True)
-
-    async def _wait_hung(self, life: _Life) -> None:
-        """Ask again and again how it is, one question at a time, and return when it hangs.
-
-        Its time is the time of watching, in whole intervals: a daemon that was itself held up for
-        minutes must not take that for the silence of the engine.
-        """
-        interval = self._watch_as.interval_seconds
-        activity, now_us = Activity(), 0
-        asked = asyncio.ensure_future(life.ask_status())
-        try:
-            while not is_hung(activity, now_us, self._watch_as.patience_us):
-                await asyncio.sleep(interval)
-                now_us += round(interval * 1e6)
-                if not asked.done():
-                    continue
-                with contextlib.suppress(Failure):  # an engine that refuses shows no life
-                    status = asked.result()
-                    activity = heard(activity, status.steps, status.working, now_us)
-                asked = asyncio.ensure_future(life.ask_status())
-        finally:
-            asked.cancel()
-            await asyncio.gather(asked, return_exceptions=True)
-
-    def _command(self, fd: int) -> list[str]:
-        return [
-            *(sys.executable, "-m", "inference_client.engine"),
-            *("--kind", self.KIND, "--fd", str(fd)),
-        ]
-
-    # -- what others ask
-
-    async def _ask(self, request: Callable[[EngineClient], Awaitable[R]]) -> R:
-        """Ask, and ask the next incarnation when this one dies. Raises `inference.unavailable`."""
-        for _ in range(DEATHS_PER_REQUEST_MAX):
-            life = await self._wait_life()
-            try:
-                return await request(life.client)
-            except Failure as failure:
-                if failure.code != "inference.unavailable":
-                    raise
-            # The line of one that is dying fails at once, before its end is noticed.
-            await life.over.wait()
-            log.info("engine/%s died under a request, which is asked again", self.name)
-        raise Failure(
-            "inference.unavailable",
-            f"The engine {self.name} died {DEATHS_PER_REQUEST_MAX} times under one request.",
-            "Its log says why; the request itself may be the cause.",
-        )
-
-    async def _wait_life(self) -> _Life:
-        while self._life is None:  # it may have ended again before this task runs
-            await self._ready.wait()
+    async def _wait_life(self) -> Life:
+        """Raises why there will be none for now."""
+        while self._life is None:
+            if self._refusal is not None:
+                raise Failure.of(self._refusal)
+            self._changed.clear()
+            await self._changed.wait()
         return self._life
 
     async def summary(self) -> EngineSummary:
-        """How it is. Without a status it is not up, or has not answered for too long."""
-        life, status, detail = self._life, None, self._supervisor.detail
-        if life is not None:
-            with contextlib.suppress(Failure, TimeoutError):
-                async with asyncio.timeout(STATUS_SECONDS_MAX):
-                    await life.ask_status()
-            status = life.status_within(self._watch_as.silent_seconds)
-            if status is None:
-                detail = f"it has not answered for {life.silent_seconds:.0f} s"
-        return EngineSummary(
-            name=self.name,
-            state=_STATES.get(self._supervisor.state, "starting"),
-            restarts=self._supervisor.restarts,
-            pid=self.pid,
-            detail=detail,
-            status=status,
-        )
+        found = await super().summary()
+        if found.state == "unloaded" and self._residence.wanted:
+            return msgspec.structs.replace(found, detail="it is asked for, and waits for room")
+        return found
+
+    @property
+    def _state(self) -> Literal["unloaded", "starting", "ready", "backoff"]:
+        state = super()._state
+        return "unloaded" if state == "starting" and self._residence.unloaded else state
 
 
-class LanguageEngine(Engine):
-    """An engine that generates text."""
+async def _telling(
+    on_item: Listener,
+    generating: Coroutine[Any, Any, Generated],
+    answer: Answer,
+    news: asyncio.Event,
+) -> Generated:
+    """Tell a listener of an answer while it is made.
 
-    KIND = "language"
+    A slow one gets more at once and less often: it must not hold up the line of the engine, on
+    which everybody's answers come. What fails, the answer or the listener, ends both.
+    """
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            generated = tasks.create_task(generating)
+            generated.add_done_callback(lambda _: news.set())
+            over = False
+            while not over:
+                news.clear()
+                over = generated.done()
+                while (item := answer.news()) is not None:
+                    await on_item(item)
+                if not over:
+                    await news.wait()
+    except ExceptionGroup as group:  # the first is the reason
+        raise group.exceptions[0] from None
+    return generated.result()
 
-    async def generate(self, params: Generate) -> Generated:
-        return await self._ask(lambda client: client.generate(params))
 
-    async def score(self, params: Score) -> Scored:
-        return await self._ask(lambda client: client.score(params))
+class RemoteEngine(LanguageEngine):
+    """An engine that passes on what it is asked to a remote server, by what `handlers` offer it."""
+
+    KIND = "remote"
+
+    async def _estimate(self) -> int:
+        return 0
 
 
 class EmbeddingEngine(Engine):
-    """An engine that turns texts into vectors of length 1, as wide as the store has them."""
+    """An engine that turns texts into vectors of length 1, as wide as the store has them. It is
+    always loaded."""
 
     KIND = "embedding"
 
     async def embed(
         self, texts: list[str], wait_seconds: float | None = OPTIONAL_SECONDS_MAX
-    ) -> list[bytes]:
-        """A vector per text: 4-byte little-endian floats.
+    ) -> Embedded:
+        """A vector per text, and what they cost.
 
         Raises `inference.unavailable` when they have not come in `wait_seconds`; None waits for as
         long as it takes, and is for what cannot go on without them.
         """
         try:
             async with asyncio.timeout(wait_seconds):
-                embedded = await self._ask(lambda client: client.embed(texts))
+                return await self._embed(texts)
         except TimeoutError as error:
             raise Failure(
                 "inference.unavailable",
                 f"The engine {self.name} has not answered within {wait_seconds:g} s.",
                 "`agentd ctl status` says how it is.",
             ) from error
-        return embedded.vectors
+
+    async def _embed(self, texts: list[str]) -> Embedded:
+        for _ in range(DEATHS_PER_REQUEST_MAX):
+            life = await self._wait_life()
+            try:
+                return await life.answer(lambda client: client.embed(texts))
+            except Ended:
+                log.info("engine/%s died under a request, which is asked again", self.name)
+        raise Failure(
+            "inference.unavailable",
+            f"The engine {self.name} died {DEATHS_PER_REQUEST_MAX} times under one request.",
+            "Its log says why; the request itself may be the cause.",
+        )
 
     def _check(self, info: ModelInfo) -> None:
         if info.dimensions == VECTOR_DIMENSIONS:

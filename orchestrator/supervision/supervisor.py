@@ -70,7 +70,8 @@ class Supervisor:
             match decision:
                 case Restart(delay_us=delay_us):
                     self.restarts += 1
-                    log.info("%s starts again in %.1f s", self.name, delay_us / 1e6)
+                    if delay_us:  # else somebody else ended it, and says so
+                        log.info("%s starts again in %.1f s", self.name, delay_us / 1e6)
                     await asyncio.sleep(delay_us / 1e6)
                 case Quarantine():
                     await self._quarantine(decision)

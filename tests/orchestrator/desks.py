@@ -13,7 +13,7 @@ from orchestrator.bus.registration import RegisterAgents, Registration, register
 from orchestrator.bus.routing import BUS, OPERATOR
 from orchestrator.config.types import AgentConfig, LimitsConfig
 from orchestrator.effects import Attempt, Effects
-from orchestrator.engines import EmbeddingEngine
+from orchestrator.engines import EmbeddingEngine, LanguageEngine
 from orchestrator.metrics import Metrics
 from orchestrator.store.store import Store
 from orchestrator.tools.folder import FolderLimits, WorkFolder
@@ -45,7 +45,12 @@ class Desk:
         await self.store.apply(publish, OPERATOR, question)
 
     def effects(
-        self, *imports: Any, component: bool = True, tools: tuple[str, ...] = (), steps: int = 1
+        self,
+        *imports: Any,
+        component: bool = True,
+        tools: tuple[str, ...] = (),
+        steps: int = 1,
+        language: LanguageEngine | None = None,
     ) -> Effects:
         """As the agent has them with these grants. Its work folder is `work`."""
         work = self.folder / "work"
@@ -58,13 +63,13 @@ class Desk:
             name=AGENT,
             component=Path("gate.wasm") if component else None,
             imports=list(imports),
-            limits=LimitsConfig(steps=steps, tokens=64),
+            limits=LimitsConfig(steps=steps, tokens=64, weight=3, requests=2),
         )
         return Effects(
             config,
             store=self.store,
             reader=self.reader,
-            language=None,
+            language=language,
             preferences=None,
             preference_weight=1.0,
             embedding=EmbeddingEngine(

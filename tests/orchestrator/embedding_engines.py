@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from ipc_protocol.inference import EngineStart
-from orchestrator.engines import VECTOR_DIMENSIONS, WATCH, EmbeddingEngine, Engine, Watch
+from orchestrator.engine_life import WATCH, Engine, Watch
+from orchestrator.engines import VECTOR_DIMENSIONS, EmbeddingEngine
 
 E = TypeVar("E", bound=Engine)
 

@@ -1,7 +1,7 @@
 """An embedding engine whose vectors are simple, and that some texts do harm to.
 
-`python embedding_program.py FD DIMENSIONS`. The rest is the engine as it is: its program, its line,
-its thread. What a text does:
+`python embedding_program.py FD DIMENSIONS`. Each character is a token.
+The rest is the engine as it is: its program, its line, its thread. What a text does:
 
 - `die`: the process ends at once, as llama.cpp does on an internal error.
 - `stuck`: the thread does not come back from it for two seconds.
@@ -37,8 +37,8 @@ def load(fd: int, dimensions: int, start: EngineStart) -> embedding.Embedder:
         made[sum(text.encode()) % dimensions] = 1
         return made
 
-    def vectors(texts: Sequence[str]) -> embedding.Vectors:
-        return np.stack([vector(text) for text in texts])
+    def vectors(texts: Sequence[str]) -> tuple[embedding.Vectors, int]:
+        return np.stack([vector(text) for text in texts]), sum(map(len, texts))
 
     info = ModelInfo(name=start.name, kind="embedding", architecture="test", dimensions=dimensions)
     return embedding.Embedder(info, vectors)

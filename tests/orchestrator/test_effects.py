@@ -8,6 +8,7 @@ import pytest
 from desks import AGENT, Desk, ask
 
 from ipc_protocol.errors import Failure
+from ipc_protocol.inference import EngineStart, Generate, Generated, Share
 from ipc_protocol.work import (
     Effect,
     EmitHealth,
@@ -29,6 +30,7 @@ from ipc_protocol.work import (
 from orchestrator import effects as effects_module
 from orchestrator.budget import EFFECTS_OF_COMPONENT_MAX, Allowance, Spent
 from orchestrator.effects import EFFECT_BYTES_MAX
+from orchestrator.engines import LanguageEngine, Listener
 
 OWN: tuple[Effect, ...] = (
     ReadState(key="a"),
@@ -135,6 +137,34 @@ async def test_who_has_no_model_is_told_so(desk: Desk) -> None:
     found = await ask(desk.effects(), await desk.attempt(), infer)
     assert isinstance(found, Refused)
     assert found.code == "inference.unavailable"
+
+
+class Refusing(LanguageEngine):
+    """Without a process: it refuses what it is asked, and keeps it."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(EngineStart(name="default"), lambda: 0, lambda name: None)
+        self._code = code
+        self.asked: list[Generate] = []
+
+    async def generate(self, params: Generate, on_item: Listener | None = None) -> Generated:
+        self.asked.append(params)
+        raise Failure(self._code, "no")
+
+
+@pytest.mark.parametrize(
+    "code", ["inference.culprit", "inference.deadline", "inference.unavailable", "model.invalid"]
+)
+async def test_what_its_model_refuses_is_a_result_that_the_loop_can_go_on_from(
+    desk: Desk, code: str
+) -> None:
+    language = Refusing(code)
+    infer = Infer(phase="act", messages=[], tokens_max=1)
+    found = await ask(desk.effects(language=language), await desk.attempt(), infer)
+    assert isinstance(found, Refused)
+    assert found.code == code
+    (asked,) = language.asked
+    assert asked.share == Share(weight=3, running_max=2)
 
 
 async def test_who_has_no_model_weighs_by_screening_alone(desk: Desk) -> None:

@@ -11,13 +11,12 @@ from embedding_engines import IMPATIENT, HarmedEngine, clock_us, supervised, unt
 
 from ipc_protocol.errors import Failure
 from ipc_protocol.inference import ChatMessage, EngineStart, Generate
+from orchestrator.engine_life import Engine, Watch
 from orchestrator.engines import (
     DEATHS_PER_REQUEST_MAX,
     OPTIONAL_SECONDS_MAX,
     EmbeddingEngine,
-    Engine,
     LanguageEngine,
-    Watch,
 )
 
 
@@ -54,7 +53,7 @@ async def test_what_cannot_do_without_waits_for_as_long_as_the_engine_takes() ->
     engine = HarmedEngine()
     asked = asyncio.create_task(engine.embed(["text"], wait_seconds=None))
     async with supervised(engine):
-        assert len((await asked)[0]) == 1024
+        assert len((await asked).vectors[0]) == 1024
 
 
 # ---- Requests that outlive an engine -------------------------------------------------------------
@@ -63,7 +62,7 @@ async def test_what_cannot_do_without_waits_for_as_long_as_the_engine_takes() ->
 async def test_a_line_that_breaks_costs_one_try_and_not_all_of_them(tmp_path: Path) -> None:
     async with supervised(HarmedEngine()) as engine:
         text = f"break once {tmp_path / 'broken'}"
-        (vector,) = await engine.embed([text], wait_seconds=None)
+        (vector,) = (await engine.embed([text], wait_seconds=None)).vectors
         assert len(vector) == 1024
         assert (tmp_path / "broken").exists()
         assert engine.restarted == ["engine/embed"]
@@ -79,7 +78,7 @@ async def test_a_request_is_refused_once_it_has_ended_as_many_engines_as_it_may(
             await engine.embed(["die"], wait_seconds=None)
         await up(engine)
         assert len(engine.restarted) == 2
-        assert len(await engine.embed(["text"])) == 1
+        assert len((await engine.embed(["text"])).vectors) == 1
 
 
 # ---- Hangs ---------------------------------------------------------------------------------------
@@ -102,7 +101,7 @@ async def test_an_idle_engine_that_is_stopped_is_called_unhealthy_then_killed_an
 
         # Whoever looks would wait for longer than the engine has to live here.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("orchestrator.engines.STATUS_SECONDS_MAX", 0.05)
+            patch.setattr("orchestrator.engine_life.STATUS_SECONDS_MAX", 0.05)
             await until(silent)
         assert not engine.answers
         await until(replaced)
@@ -113,7 +112,7 @@ async def test_an_idle_engine_that_is_stopped_is_called_unhealthy_then_killed_an
 async def test_a_request_to_an_engine_that_hangs_is_asked_again_of_the_next() -> None:
     async with supervised(HarmedEngine(IMPATIENT)) as engine:
         os.kill(await up(engine), signal.SIGSTOP)
-        assert len(await engine.embed(["text"], wait_seconds=None)) == 1
+        assert (await engine.embed(["text"], wait_seconds=None)).tokens == 4
         assert engine.restarted == ["engine/embed"]
 
 
@@ -174,6 +173,17 @@ async def test_a_language_engine_that_is_stopped_at_work_is_replaced_and_its_req
         assert generated.text.strip()
         assert engine.pid != pid
         assert restarted[:1] == ["engine/default"]
+
+
+async def test_an_engine_that_leaves_while_it_is_asked_has_said_nothing() -> None:
+    engine = HarmedEngine()
+    async with supervised(engine):
+        pid = await up(engine)
+        os.kill(pid, signal.SIGSTOP)
+        asked = asyncio.create_task(engine.summary())
+        await asyncio.sleep(0)
+    summary = await asked
+    assert (summary.pid, summary.status) == (None, None)
 
 
 # ---- A model of another width --------------------------------------------------------------------

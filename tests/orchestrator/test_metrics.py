@@ -1,13 +1,24 @@
 """The metrics as a scraper reads them."""
 
 import re
+from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ipc_protocol.inference import Usage
+from ipc_protocol.inference import (
+    Distribution,
+    EngineCounters,
+    EngineStatus,
+    ModelInfo,
+    SlotState,
+    Usage,
+    Waiting,
+)
 from ipc_protocol.values import PRIORITIES, LayerReport
-from orchestrator.metrics import METRICS, Metrics
+from orchestrator.metric_table import ENGINE_METRICS, METRICS
+from orchestrator.metrics import Metrics
 
 USAGE = Usage(
     prompt_tokens=300,
@@ -16,6 +27,39 @@ USAGE = Usage(
     queue_us=20_000,
     first_token_us=70_000,
     total_us=900_000,
+)
+STEPS = Distribution(bounds=[0.01, 0.1], counts=[3, 2, 1], total=0.75)
+ENGINE = EngineStatus(
+    model=ModelInfo(name="default", kind="language", architecture="llama", memory_bytes=4096),
+    slots=[
+        SlotState(slot=0, state="decode"),
+        SlotState(slot=1, state="left-out"),
+        SlotState(slot=2, state="free"),
+    ],
+    queue=[
+        Waiting(position=1, agent="a", priority="low", reason="", waited_us=1),
+        Waiting(position=2, agent="b", priority="low", reason="", waited_us=1, state="swapped"),
+    ],
+    steps=6,
+    kv_cells_used=2048,
+    kv_cells=8192,
+    swap_bytes_used=512,
+    swap_bytes=1024,
+    threads=2,
+    counters=EngineCounters(
+        preemptions={"left-out": 2, "dropped": 1},
+        swapped_out_bytes=300,
+        swapped_in_bytes=200,
+        prefix_queries=100,
+        prefix_hits=40,
+        recomputed_tokens=7,
+        forced_tokens=9,
+        prefill_tokens=60,
+        decode_tokens=30,
+        step_seconds=STEPS,
+        step_tokens=Distribution(bounds=[1.0, 8.0], counts=[1, 5, 0], total=90.0),
+        inter_token_seconds={"high": STEPS},
+    ),
 )
 
 
@@ -58,6 +102,7 @@ def exercise(metrics: Metrics) -> None:
     metrics.tool_call("fs.read", 0.01, ok=True)
     metrics.inference("opsclaw", "high", USAGE)
     metrics.inference_failed("high", "inference.budget")
+    metrics.engine("default", ENGINE, 100)
     metrics.committed(16, 0.002)
     metrics.rows_deleted({"message": 3})
     metrics.store(log=1, free=1, reserve=1, intake=True)
@@ -80,7 +125,8 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
     for metric in METRICS.values():
         assert re.fullmatch(r"agentd_[a-z0-9_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind == "counter")
-        assert bool(metric.buckets) == (metric.kind == "histogram")
+        has_buckets = metric.kind == "histogram" and metric.name not in ENGINE_METRICS
+        assert bool(metric.buckets) == has_buckets
         assert list(metric.buckets) == sorted(metric.buckets)
         assert metric.help.endswith(".")
 
@@ -139,10 +185,18 @@ def test_an_answered_request_is_counted_by_class_and_agent(metrics: Metrics) -> 
     assert sample(metrics, "agentd_agent_tokens_total", agent="opsclaw", kind="prompt") == 300
     sums = {
         name: sample(metrics, f"agentd_{name}_seconds_sum", priority="high")
-        for name in ("request_queue_time", "time_to_first_token", "e2e_request_latency")
+        for name in (
+            "request_queue_time",
+            "request_prefill_time",
+            "request_decode_time",
+            "time_to_first_token",
+            "e2e_request_latency",
+        )
     }
     assert sums == {
         "request_queue_time": 0.02,
+        "request_prefill_time": 0.05,
+        "request_decode_time": 0.83,
         "time_to_first_token": 0.07,
         "e2e_request_latency": 0.9,
     }
@@ -190,3 +244,114 @@ def test_an_agent_that_is_gone_leaves_its_place_to_another() -> None:
     assert sample(metrics, "agentd_worker_deaths_total", agent="gate") is None
     trapped = sample(metrics, "agentd_component_traps_total", agent="gate", code="component.fuel")
     assert trapped is None
+
+
+# ---- What engines count themselves ---------------------------------------------------------------
+
+ENGINE_SAMPLES = {
+    "num_requests_running": 2,
+    "num_requests_waiting/priority=low": 2,
+    "num_requests_waiting/priority=urgent": 0,
+    "kv_cache_usage_ratio": 0.25,
+    "num_preemptions_total/strength=left-out": 2,
+    "num_preemptions_total/strength=swapped": 0,
+    "num_preemptions_total/strength=dropped": 1,
+    "prefix_cache_queries_total": 100,
+    "prefix_cache_hits_total": 40,
+    "swapped_bytes_total/direction=out": 300,
+    "swapped_bytes_total/direction=in": 200,
+    "swap_bytes": 512,
+    "engine_steps_total": 6,
+    "engine_tokens_total/phase=prefill": 60,
+    "engine_tokens_total/phase=decode": 30,
+    "recomputed_tokens_total": 7,
+    "forced_tokens_total": 9,
+    "engine_threads": 2,
+    "model_loaded": 1,
+    "model_memory_bytes": 4096,
+    "step_seconds_bucket/le=0.01": 3,
+    "step_seconds_bucket/le=0.1": 5,
+    "step_seconds_bucket/le=+Inf": 6,
+    "step_seconds_count": 6,
+    "step_seconds_sum": 0.75,
+    "step_tokens_bucket/le=8.0": 6,
+    "inter_token_latency_seconds_count/priority=high": 6,
+    "inter_token_latency_seconds_count/priority=low": 0,
+}
+"""What `ENGINE` comes to, by the name of each series behind `agentd_` and its other label."""
+
+
+def of_engine(metrics: Metrics, series: str, model: str = "default") -> float | None:
+    name, _, label = series.partition("/")
+    labels = dict([label.split("=")]) if label else {}
+    return sample(metrics, f"agentd_{name}", model=model, **labels)
+
+
+def test_what_an_engine_reports_is_exported_by_model(metrics: Metrics) -> None:
+    metrics.engine("default", ENGINE, 100)
+    assert {one: of_engine(metrics, one) for one in ENGINE_SAMPLES} == ENGINE_SAMPLES
+    assert of_engine(metrics, "engine_steps_total", "other") is None
+
+
+def test_reports_of_one_engine_are_not_added_up(metrics: Metrics) -> None:
+    for _ in range(3):
+        metrics.engine("default", ENGINE, 100)
+    assert {one: of_engine(metrics, one) for one in ENGINE_SAMPLES} == ENGINE_SAMPLES
+
+
+def test_counters_go_on_from_one_engine_to_the_next(metrics: Metrics) -> None:
+    metrics.engine("default", ENGINE, 100)
+    metrics.engine("default", msgspec.structs.replace(ENGINE, steps=0), 200)
+    metrics.engine("default", ENGINE, 300)
+    assert of_engine(metrics, "engine_steps_total") == 12
+    assert of_engine(metrics, "prefix_cache_hits_total") == 120
+    assert of_engine(metrics, "num_preemptions_total/strength=dropped") == 3
+    assert of_engine(metrics, "step_seconds_bucket/le=0.1") == 15
+    assert of_engine(metrics, "step_seconds_sum") == 2.25
+    assert of_engine(metrics, "inter_token_latency_seconds_count/priority=high") == 18
+    assert of_engine(metrics, "num_requests_running") == 2
+
+
+def test_an_engine_that_is_silent_for_a_while_is_counted_once(metrics: Metrics) -> None:
+    metrics.engine("default", ENGINE, 100)
+    metrics.engine("default", None, None)
+    assert of_engine(metrics, "model_loaded") == 0
+    assert of_engine(metrics, "num_requests_waiting/priority=low") == 0
+    assert of_engine(metrics, "kv_cache_usage_ratio") == 0
+    assert of_engine(metrics, "engine_steps_total") == 6
+    metrics.engine("default", ENGINE, 100)
+    assert of_engine(metrics, "engine_steps_total") == 6
+
+
+def test_a_model_that_was_never_loaded_has_its_series(metrics: Metrics) -> None:
+    metrics.engine("big", None, None)
+    assert of_engine(metrics, "model_loaded", "big") == 0
+    assert of_engine(metrics, "engine_steps_total", "big") == 0
+    assert of_engine(metrics, "step_seconds_count", "big") == 0
+
+
+def test_a_histogram_with_other_buckets_begins_anew(metrics: Metrics) -> None:
+    metrics.engine("default", ENGINE, 100)
+    finer = Distribution(bounds=[0.001], counts=[4, 0], total=0.002)
+    counters = msgspec.structs.replace(ENGINE.counters, step_seconds=finer)
+    metrics.engine("default", msgspec.structs.replace(ENGINE, counters=counters), 200)
+    assert of_engine(metrics, "step_seconds_count") == 4
+    assert of_engine(metrics, "step_seconds_bucket/le=0.001") == 4
+    assert of_engine(metrics, "step_seconds_bucket/le=0.01") is None
+
+
+def test_an_engine_that_counts_nothing_has_empty_histograms(metrics: Metrics) -> None:
+    metrics.engine("default", ENGINE, 100)
+    metrics.engine("default", EngineStatus(model=ENGINE.model), 200)
+    assert of_engine(metrics, "step_seconds_count") == 6
+    assert of_engine(metrics, "kv_cache_usage_ratio") == 0
+
+
+# ---- The documentation ---------------------------------------------------------------------------
+
+
+def test_the_metrics_that_operators_read_of_exist_and_all_of_engines_are_explained() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"agentd_[a-z0-9_]+", page))
+    assert named <= set(METRICS)
+    assert set(ENGINE_METRICS) <= named

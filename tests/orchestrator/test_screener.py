@@ -12,6 +12,7 @@ import pytest
 from embedding_engines import HarmedEngine, clock_us, supervised, until
 
 from ipc_protocol.errors import Failure
+from ipc_protocol.inference import Embedded
 from ipc_protocol.work import Evidence
 from orchestrator.bus.opening import Publish
 from orchestrator.bus.publishing import publish
@@ -182,12 +183,13 @@ async def test_whatever_goes_wrong_with_one_message_the_next_one_is_screened(
 ) -> None:
     whole = HarmedEngine.embed
 
-    async def embed(self: HarmedEngine, texts: list[str], *more: Any, **named: Any) -> list[bytes]:
-        vectors = await whole(self, texts, *more, **named)
-        return [
+    async def embed(self: HarmedEngine, texts: list[str], *more: Any, **named: Any) -> Embedded:
+        embedded = await whole(self, texts, *more, **named)
+        vectors = [
             vector[:-1] if text == "odd" else vector
-            for text, vector in zip(texts, vectors, strict=True)
+            for text, vector in zip(texts, embedded.vectors, strict=True)
         ]
+        return msgspec.structs.replace(embedded, vectors=vectors)
 
     monkeypatch.setattr(HarmedEngine, "embed", embed)
     engine = HarmedEngine()

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
+
+import pytest
 
 from orchestrator.supervision.child import ChildState
 from orchestrator.supervision.restart import Died, Quarantine, RestartPolicy
@@ -91,3 +94,26 @@ async def test_a_release_from_before_the_question_answers_nothing() -> None:
         supervisor.release()
         async with asyncio.timeout(5):
             await child.living.wait()
+
+
+async def test_of_a_restart_at_once_says_nothing_since_nobody_waits_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def live() -> Died:
+        ended.append(None)
+        if len(ended) > 2:
+            living.set()
+            await asyncio.Event().wait()
+        return Died(own=len(ended) > 1)
+
+    ended: list[None] = []
+    living = asyncio.Event()
+    supervisor = Supervisor("engine/small", FRAGILE, lambda: 0)
+    with caplog.at_level(logging.INFO):
+        task = asyncio.create_task(supervisor.run(live))
+        async with asyncio.timeout(5):
+            await living.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert supervisor.restarts == 2
+    assert len([one for one in caplog.messages if "starts again" in one]) == 1
