@@ -15,6 +15,11 @@ READY_SECONDS_MAX: Final = 30.0
 """Until the gateway greets: it imports its HTTP library, 0.3 s or 10 s from a cold disk."""
 
 
+def listens(config: Config) -> bool:
+    """Whether anything is served at all."""
+    return bool(config.gateway.listen or config.endpoint.listen)
+
+
 class Gateway:
     """Supervises the gateway program and serves its line. `run` goes on until cancelled."""
 
@@ -26,6 +31,7 @@ class Gateway:
         on_restart: Callable[[str], None],
     ) -> None:
         self._listen = config.gateway.listen
+        self._endpoint = config.endpoint.listen
         self._handlers = handlers
         self._supervisor = Supervisor("gateway", TOLERANT, clock_us)
         self._on_restart = on_restart
@@ -40,7 +46,7 @@ class Gateway:
             await child.wait_ready(READY_SECONDS_MAX)
             hello = Hello(name="orchestrator")
             async with Connection(child.line, hello, self._handlers, initiator=False) as line:
-                self._supervisor.ready(self._listen)
+                self._supervisor.ready(" and ".join(filter(None, (self._listen, self._endpoint))))
                 await line.wait_closed()
             await child.stop()
         return Died()
@@ -48,5 +54,7 @@ class Gateway:
     def _command(self, fd: int) -> list[str]:
         return [
             *(sys.executable, "-m", "orchestrator.gateway"),
-            *("--fd", str(fd), "--listen", self._listen),
+            *("--fd", str(fd)),
+            *(("--listen", self._listen) if self._listen else ()),
+            *(("--endpoint", self._endpoint) if self._endpoint else ()),
         ]

@@ -54,7 +54,7 @@ def parse_address(text: str, *, beyond_loopback: bool) -> Address:
         raise AddressError(f"{text!r}: the port is a number from 0 to 65535.")
     if not address.is_loopback and not beyond_loopback:
         raise AddressError(
-            f"{text!r} can be reached by others, and whoever reaches it reads all metrics. "
-            "Use 127.0.0.1 or a Unix socket, or allow it explicitly."
+            f"{text!r} can be reached by others, who would read all metrics, and the keys of other "
+            "programs on their way. Use 127.0.0.1 or a Unix socket, or allow it explicitly."
         )
     return InternetAddress(str(address), int(port))

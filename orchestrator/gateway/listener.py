@@ -10,10 +10,11 @@ from orchestrator import sockets
 from orchestrator.gateway.address import Address, InternetAddress, UnixAddress
 
 BACKLOG: Final = 64
-"""A scraper and a few health checks; whoever sends more at once waits in its own kernel."""
+"""A scraper and a few health checks; whoever sends more at once waits in its own kernel. Who serves
+a crowd listens again, with a longer one."""
 
 SOCKET_MODE: Final = 0o660
-"""A scraper of the daemon's group may read the metrics."""
+"""A scraper of the daemon's group may read the metrics, and its programs may ask the models."""
 
 
 @contextlib.contextmanager

@@ -1,17 +1,21 @@
 """Answers `GET /metrics` and `GET /healthz` by asking the orchestrator, and nothing else."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ipc_protocol.aio import Connection
 from ipc_protocol.errors import Failure
 from ipc_protocol.inference import Nothing
 from ipc_protocol.methods import HEALTH, METRICS
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -44,7 +48,7 @@ class Server:
         application = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[self._bounded])
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/healthz", self._health)
-        application.on_response_prepare.append(_name_ourselves)
+        application.on_response_prepare.append(name_ourselves)
         return application
 
     async def _metrics(self, _: web.Request) -> web.StreamResponse:
@@ -80,8 +84,19 @@ class Server:
             self._requests -= 1
 
 
-async def _name_ourselves(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "agentd"  # not which library, and in which version
+async def name_ourselves(_: web.Request, response: web.StreamResponse) -> None:
+    """Say who answers, but not with which library, and in which version."""
+    response.headers["Server"] = "agentd"
+
+
+def is_defect(record: logging.LogRecord) -> bool:
+    """Whether it is ours to know of. A request of the wrong form has its answer; to write each down
+    would let anybody fill the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
+log.addFilter(is_defect)
 
 
 @asynccontextmanager
@@ -90,6 +105,7 @@ async def serving(server: Server, sock: socket.socket) -> AsyncIterator[None]:
     runner = web.AppRunner(
         server.application(),
         access_log=None,
+        logger=log,
         keepalive_timeout=IDLE_SECONDS_MAX,
         max_line_size=LINE_BYTES_MAX,
         max_field_size=HEADER_BYTES_MAX,
