@@ -5,14 +5,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Others give an environment variable of this name a folder: that is no choice.
+CUDA_CHOICE := $(if $(findstring command,$(origin CUDA)),$(CUDA),$(filter 0 1 force,$(CUDA)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-toolchains faults check format clean
+.PHONY: help install install-anew demo test test-toolchains faults bench-peers check format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: $(INSTALLED)  ## create .venv and install agentd into it
+install: $(if $(CUDA_CHOICE),install-anew,$(INSTALLED))  ## create .venv with agentd in it; CUDA=1 builds for the NVIDIA card that is here
+
+install-anew:
+	@$(PYTHON) deploy/install.py $(VENV) $(CUDA_CHOICE)
+	@touch $(INSTALLED)
 
 $(INSTALLED): pyproject.toml deploy/install.py
 	@$(PYTHON) deploy/install.py $(VENV)
@@ -32,6 +38,9 @@ test-toolchains: $(INSTALLED)  ## new projects in every language build and pass 
 
 faults: $(INSTALLED)  ## the long runs: thousands of kills, power cuts and failing disks
 	$(BIN)/pytest -m faults tests/faults tests/orchestrator/bus/test_bus_model.py
+
+bench-peers: $(INSTALLED)  ## build llama.cpp's server, which `agentd bench inference` compares with
+	@$(BIN)/python benchmarks/inference/build_peers.py $(if $(CUDA_CHOICE),--cuda $(CUDA_CHOICE))
 
 check: $(INSTALLED)  ## formatting, lint, types, import contracts, rules of the source
 	$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
 """What the daemon counts and measures, for Prometheus.
 
-`METRICS` is the whole list, and every series is made from it; `Metrics` is what the rest of the
-daemon calls. It decides nothing, and reads no clock: durations are arguments, in seconds.
+`METRICS` of `metric_table` is the whole list, and every series is made from it; `Metrics` is what
+the rest of the daemon calls. It decides nothing, and reads no clock: durations are arguments, in
+seconds. What engines count themselves is in `engine_metrics`.
 
 Labels are bounded. Only counters are split by agent, and only up to `AGENTS_MAX` names: those that
 come later share `agent="other"`. A label whose values are known falls back to `other` as well.
@@ -10,18 +11,19 @@ come later share `agent="other"`. A label whose values are known falls back to `
 from collections.abc import Collection, Mapping
 from typing import Final, Literal, TypeVar, get_args
 
-import msgspec
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 
 from ipc_protocol.control import AgentStatus, ConversationState
 from ipc_protocol.errors import CODES
-from ipc_protocol.inference import Usage
+from ipc_protocol.inference import EngineStatus, Usage
 from ipc_protocol.values import PRIORITIES, LayerReport, Priority
 from ipc_protocol.work import Outcome, Phase
 from orchestrator.bus.delivery import DeliveryState
 from orchestrator.bus.rows import ParkedReason
+from orchestrator.engine_metrics import EngineCollector
+from orchestrator.metric_table import DAEMON_METRICS, METRICS, Metric
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -35,160 +37,6 @@ PARKED_REASONS: Final = get_args(ParkedReason)
 DEAD_CODES: Final = (*CODES, "work.deaths", "work.refused")
 """Error codes, and the two reasons of the bus for giving a delivery up."""
 AGENT_STATES: Final = get_args(AgentStatus.__annotations__["state"])
-
-_WAITS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""From an idle engine's first token to the longest time that a delivery has by default."""
-_LIVES: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 600.0, 3600.0, 86_400.0)
-"""Deliveries and conversations may be parked until a person answers."""
-_COMMITS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
-"""An fdatasync takes 0.16 ms on an idle disk."""
-_COMPILATIONS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
-"""From a component of a few kB to the time after which a compiler is killed."""
-_BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-
-
-class Metric(msgspec.Struct, frozen=True):
-    """One family. `buckets` are upper bounds, of histograms only."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-
-
-_TABLE: Final = (
-    Metric(
-        "agentd_deliveries_done_total",
-        "counter",
-        "Deliveries that ended, by what became of them.",
-        ("agent", "priority", "outcome"),
-    ),
-    Metric(
-        "agentd_delivery_seconds",
-        "histogram",
-        "From the message's commit to the end of the delivery.",
-        ("priority",),
-        _LIVES,
-    ),
-    Metric("agentd_deliveries", "gauge", "Deliveries by state.", ("state",)),
-    Metric("agentd_queue_depth", "gauge", "Queued deliveries by class.", ("priority",)),
-    Metric("agentd_parked", "gauge", "Parked deliveries by what they wait for.", ("reason",)),
-    Metric("agentd_delivery_retries_total", "counter", "Deliveries handed out again.", ("agent",)),
-    Metric("agentd_dead_letters_total", "counter", "Dead letters by error code.", ("code",)),
-    Metric("agentd_messages_total", "counter", "Messages accepted by the bus.", ("priority",)),
-    Metric("agentd_publish_refused_total", "counter", "Messages refused, by code.", ("code",)),
-    Metric("agentd_conversations", "gauge", "Conversations by state.", ("state",)),
-    Metric(
-        "agentd_conversation_seconds",
-        "histogram",
-        "From the question to the composed reply.",
-        (),
-        _LIVES,
-    ),
-    Metric("agentd_attention_open", "gauge", "Questions that wait for a person."),
-    Metric("agentd_agents", "gauge", "Agents by state.", ("state",)),
-    Metric("agentd_worker_restarts_total", "counter", "Workers started again.", ("agent",)),
-    Metric("agentd_worker_deaths_total", "counter", "Workers that died.", ("agent",)),
-    Metric(
-        "agentd_component_traps_total",
-        "counter",
-        "Components lost while they handled a delivery, by error code.",
-        ("agent", "code"),
-    ),
-    Metric(
-        "agentd_component_upgrades_total",
-        "counter",
-        "Versions that took over from another one.",
-        ("agent",),
-    ),
-    Metric(
-        "agentd_component_rollbacks_total",
-        "counter",
-        "Versions that gave way to the one before them.",
-        ("agent",),
-    ),
-    Metric(
-        "agentd_component_compile_seconds",
-        "histogram",
-        "Duration of a compilation, by result.",
-        ("result",),
-        _COMPILATIONS,
-    ),
-    Metric(
-        "agentd_component_cache_refused_total",
-        "counter",
-        "Native code in the cache that was not the daemon's own, and was removed.",
-    ),
-    Metric("agentd_program_restarts_total", "counter", "Programs started again.", ("program",)),
-    Metric(
-        "agentd_sandbox_layers",
-        "gauge",
-        "Running workers by sandbox layer and its state.",
-        ("layer", "state"),
-    ),
-    Metric(
-        "agentd_phase_seconds",
-        "histogram",
-        "Duration of a phase of the loop, without time parked.",
-        ("phase",),
-        _WAITS,
-    ),
-    Metric("agentd_tool_calls_total", "counter", "Tool calls.", ("tool", "result")),
-    Metric("agentd_tool_seconds", "histogram", "Duration of a tool call.", (), _WAITS),
-    Metric(
-        "agentd_inference_requests_total",
-        "counter",
-        "Requests that an engine ended, by result.",
-        ("priority", "result"),
-    ),
-    Metric("agentd_prompt_tokens_total", "counter", "Tokens of prompts.", ("priority",)),
-    Metric(
-        "agentd_prompt_tokens_cached_total",
-        "counter",
-        "Tokens of prompts that were in the KV cache.",
-        ("priority",),
-    ),
-    Metric("agentd_generation_tokens_total", "counter", "Tokens generated.", ("priority",)),
-    Metric("agentd_agent_tokens_total", "counter", "Tokens spent for an agent.", ("agent", "kind")),
-    Metric(
-        "agentd_time_to_first_token_seconds",
-        "histogram",
-        "From the request to its first token.",
-        ("priority",),
-        _WAITS,
-    ),
-    Metric(
-        "agentd_request_queue_time_seconds",
-        "histogram",
-        "Time that a request waits for a slot.",
-        ("priority",),
-        _WAITS,
-    ),
-    Metric(
-        "agentd_e2e_request_latency_seconds",
-        "histogram",
-        "From the request to its last token.",
-        ("priority",),
-        _WAITS,
-    ),
-    Metric("agentd_store_commit_writes", "histogram", "Writes in one commit.", (), _BATCHES),
-    Metric("agentd_store_commit_seconds", "histogram", "Duration of a commit.", (), _COMMITS),
-    Metric(
-        "agentd_store_rows_deleted_total",
-        "counter",
-        "Rows older than the retention window that were deleted.",
-        ("table",),
-    ),
-    Metric("agentd_store_log_bytes", "gauge", "Bytes in use in the write-ahead log."),
-    Metric("agentd_store_free_bytes", "gauge", "Bytes free on the store's file system."),
-    Metric("agentd_store_reserve_bytes", "gauge", "Bytes kept free for what was accepted."),
-    Metric("agentd_store_intake_open", "gauge", "1 if new work is taken in, 0 on a full disk."),
-    Metric("agentd_build_info", "gauge", "Always 1; the version is a label.", ("version",)),
-)
-
-METRICS: Final[Mapping[str, Metric]] = {metric.name: metric for metric in _TABLE}
-assert len(METRICS) == len(_TABLE)
 
 
 class Metrics:
@@ -210,8 +58,10 @@ class Metrics:
         self._agents_max = agents_max
         self._tools = frozenset(tools)
         self._layers: set[tuple[str, str]] = set()
-        for metric in _TABLE:
-            self._register(metric)
+        for name in DAEMON_METRICS:
+            self._register(METRICS[name])
+        self._engines = EngineCollector()
+        self._registry.register(self._engines)
         ProcessCollector(registry=self._registry)
         self._gauge("agentd_build_info", version).set(1)
         self.deliveries({})
@@ -305,9 +155,9 @@ class Metrics:
         if agent not in self._agents:
             return
         self._agents.remove(agent)
-        for metric in _TABLE:
-            if "agent" in metric.labels:
-                self._counters[metric.name].remove_by_labels({"agent": agent})
+        for name in DAEMON_METRICS:
+            if "agent" in METRICS[name].labels:
+                self._counters[name].remove_by_labels({"agent": agent})
 
     def program_restarted(self, program: str) -> None:
         """`program` is a name of the configuration: *zygote*, *engine/default*."""
@@ -351,9 +201,16 @@ class Metrics:
         for metric, duration_us in (
             ("agentd_request_queue_time_seconds", usage.queue_us),
             ("agentd_time_to_first_token_seconds", usage.first_token_us),
+            ("agentd_request_prefill_time_seconds", usage.first_token_us - usage.queue_us),
+            ("agentd_request_decode_time_seconds", usage.total_us - usage.first_token_us),
             ("agentd_e2e_request_latency_seconds", usage.total_us),
         ):
-            self._histogram(metric, priority).observe(duration_us / 1e6)
+            self._histogram(metric, priority).observe(max(0, duration_us) / 1e6)
+
+    def engine(self, model: str, status: EngineStatus | None, pid: int | None) -> None:
+        """What the engine of a model says of itself; None when it is not up, or has been silent for
+        long. `model` is its name in the configuration; `pid` tells it from its successor."""
+        self._engines.report(model, status, pid or 0)
 
     def inference_failed(self, priority: Priority, code: str) -> None:
         """A request that ended in an error, counted by its code."""

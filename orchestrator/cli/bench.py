@@ -126,6 +126,67 @@ def bus(
     report(measures, as_json=as_json)
 
 
+@bench.command(epilog=EPILOG)
+@click.option("--quick", is_flag=True, help="See whether it works; figures are rough.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="SCENARIO",
+    help="One of burst, preamble, identities, typed, urgent, long-prompt, neighbour, simulation; "
+    "may be repeated.  [default: all]",
+)
+@click.option(
+    "--device",
+    "devices",
+    type=click.Choice(["cpu", "gpu"]),
+    multiple=True,
+    help="May be repeated.  [default: cpu, and gpu where there is one]",
+)
+@click.option("--model", type=FILE, help="A GGUF file.  [default: SmolLM2]")
+@click.option("--gpu-model", type=FILE, help="Another one for the GPU.")
+@json_option
+def inference(
+    quick: bool,
+    only: tuple[str, ...],
+    devices: tuple[str, ...],
+    model: Path | None,
+    gpu_model: Path | None,
+    as_json: bool,
+) -> None:
+    """How fast is the slot pool, beside llama-server from the same source?
+
+    Starts a daemon of its own with its endpoint on, the engine alone, and where `make bench-peers`
+    has built them llama-server, with the best of its settings, and llama-batched-bench as the
+    ceiling. Takes about 40 minutes on two cores, with --quick eight.
+    """
+    from ipc_protocol.errors import Failure
+
+    measuring = importlib.import_module("orchestrator.bench.inference")
+    for name in set(only) - set(measuring.SCENARIOS):
+        raise click.BadParameter(
+            f"{name!r} is none of {', '.join(measuring.SCENARIOS)}.", param_hint="--only"
+        )
+    settings = measuring.Settings(
+        quick=quick,
+        only=only or measuring.SCENARIOS,
+        devices=devices,
+        model=model,
+        gpu_model=gpu_model,
+    )
+    try:
+        with _telling() as tell:
+            measures, notes = measuring.run(settings, tell)
+    except Failure as failure:
+        raise CommandError.of(failure) from failure
+    except OSError as error:
+        raise CommandError(
+            Exit.FAILED, f"{error.filename or 'A file'}: {error.strerror or error}."
+        ) from error
+    for note in notes:
+        click.echo(note, err=True)
+    report(measures, as_json=as_json)
+
+
 @contextlib.contextmanager
 def _telling() -> Iterator[Callable[[str], None]]:
     """What is measured now, on a terminal; in a pipe nothing."""

@@ -7,7 +7,7 @@ import click
 from ipc_protocol import control, methods
 from ipc_protocol.inference import Nothing
 from ipc_protocol.values import PRIORITIES, Priority
-from orchestrator.cli import agents, bus, output, trace_view, views, watch_view
+from orchestrator.cli import agents, bus, output, slots_view, trace_view, views, watch_view
 from orchestrator.cli.calls import call, print_answer, socket_path
 from orchestrator.cli.exits import EPILOG
 from orchestrator.cli.options import Seconds, bytes_argument, daemon_options, text_argument
@@ -50,8 +50,12 @@ def status(socket: Path | None, config: Path | None, as_json: bool) -> None:
 @ctl.command(epilog=EPILOG)
 @daemon_options
 def slots(socket: Path | None, config: Path | None, as_json: bool) -> None:
-    """Show the slots and queue of each engine."""
-    print_answer(call(socket, config, methods.SLOTS, Nothing()), views.slots, as_json=as_json)
+    """Show the slots of each engine, and who waits for one.
+
+    PREFIX is what lies in the cache of a slot, in tokens; of these, SHARED also serve other slots.
+    Who waits is listed in the order of its turn, with what it waits for and about how long still.
+    """
+    print_answer(call(socket, config, methods.SLOTS, Nothing()), slots_view.slots, as_json=as_json)
 
 
 @ctl.command(epilog=EPILOG)

@@ -64,7 +64,7 @@ def init(folder: Path, state: Path | None, socket: Path | None, as_json: bool) -
     Every key is in it, commented out with its default. Existing files are never overwritten.
     """
     from orchestrator.config import render
-    from orchestrator.config.checks import socket_path_fits
+    from orchestrator.config.value_checks import socket_path_fits
     from orchestrator.sockets import PATH_BYTES_MAX
 
     folder = folder.absolute()

@@ -12,7 +12,6 @@ from ipc_protocol.control import (
     AgentVersion,
     AgentVersions,
     AttentionRequests,
-    Engines,
     EngineSummary,
     Memories,
     OnProbation,
@@ -20,7 +19,6 @@ from ipc_protocol.control import (
     Status,
     Tasks,
 )
-from ipc_protocol.inference import EngineStatus
 from ipc_protocol.values import LayerReport, Receipt
 from orchestrator.cli import output
 
@@ -43,6 +41,10 @@ STATE_STYLES: Final = {
     "decode": "cyan",
     "prefill": "blue",
     "free": "dim",
+    "left-out": "yellow",
+    "swapped": "yellow",
+    "preempted": "yellow",
+    "unloaded": "dim",
     "active": "green",
     "candidate": "yellow",
     "retired": "dim",
@@ -65,7 +67,7 @@ def status(answer: Status) -> "Group":
         (f"pid {answer.pid}", "dim"),
         (f"sandbox {answer.sandbox}", "" if answer.sandbox == "strict" else "bold yellow"),
     )
-    return _stack(
+    return stack(
         head,
         *_needs(answer),
         output.words(("conversations", "bold"), (_counts(answer.conversations), "")),
@@ -89,7 +91,7 @@ def _needs(answer: Status) -> "Iterable[Text]":
 
 def agents(answer: Agents) -> "RenderableType":
     if not answer.agents:
-        return _stack(output.text("There are no agents."), *_retired(answer))
+        return stack(output.text("There are no agents."), *_retired(answer))
     made = output.table(
         "AGENT", "STATE", "DOING", "CLASS", "PENDING", "PARKED", "DONE", "MEMORIES", "RESTARTS",
         "SANDBOX", numbers=("PENDING", "PARKED", "DONE", "MEMORIES", "RESTARTS"),
@@ -97,14 +99,14 @@ def agents(answer: Agents) -> "RenderableType":
     for agent in answer.agents:
         made.add_row(
             output.text(agent.name, "bold"),
-            _state(agent.state),
+            state_text(agent.state),
             output.text(output.one_line(_doing(agent))),
             agent.priority,
             *(str(n) for n in (agent.pending, agent.parked, agent.done, agent.memories)),
             output.text(agent.restarts, "yellow" if agent.restarts else ""),
             _sandbox(agent.sandbox),
         )
-    return _stack(made, *_retired(answer))
+    return stack(made, *_retired(answer))
 
 
 def _retired(answer: Agents) -> "Iterable[Text]":
@@ -148,7 +150,7 @@ def versions(answer: AgentVersions) -> "RenderableType":
         until = "" if version.ended_us is None else output.local_time(version.ended_us)
         made.add_row(
             str(version.number),
-            _state(version.state),
+            state_text(version.state),
             output.text(version.sha256[:HASH_DIGITS]),
             output.text(version.world),
             version.source,
@@ -200,58 +202,6 @@ def _on_probation(probation: OnProbation) -> str:
     return f"on probation, {probation.handled} of {probation.messages} messages"
 
 
-def slots(answer: Engines) -> "RenderableType":
-    if not answer.engines:
-        return output.text("There are no engines.")
-    parts: list[RenderableType] = []
-    for engine in answer.engines:
-        parts += [_engine_head(engine)]
-        if engine.status is not None:
-            parts += _engine_details(engine.status)
-    return _stack(*parts)
-
-
-def _engine_head(engine: EngineSummary) -> "Text":
-    words = [(engine.name, "bold"), (engine.state, STATE_STYLES[engine.state])]
-    if engine.status is not None:
-        model, status = engine.status.model, engine.status
-        words.append((f"{model.name} ({model.architecture})", ""))
-        if status.kv_cells:
-            words.append((f"KV {status.kv_cells_used}/{status.kv_cells}", ""))
-        words.append((f"{status.steps} steps", "dim"))
-    words.append((engine.detail, "yellow"))
-    return output.words(*words)
-
-
-def _engine_details(status: EngineStatus) -> "Iterable[RenderableType]":
-    if status.slots:
-        made = output.table(
-            "  SLOT", "STATE", "AGENT", "CLASS", "CACHED", "PROMPT", "GENERATED", "AGE",
-            numbers=("  SLOT", "CACHED", "PROMPT", "GENERATED", "AGE"),
-        )  # fmt: skip
-        for slot in status.slots:
-            made.add_row(
-                str(slot.slot),
-                _state(slot.state),
-                output.text(slot.agent),
-                slot.priority or "",
-                *(str(n) for n in (slot.cached_tokens, slot.prompt_tokens, slot.generated_tokens)),
-                output.span(slot.age_us) if slot.age_us else "",
-            )
-        yield made
-    if status.queue:
-        made = output.table("  PLACE", "AGENT", "CLASS", "WAITED", "WHY", numbers=("  PLACE",))
-        for waiting in status.queue:
-            made.add_row(
-                str(waiting.position),
-                output.text(waiting.agent),
-                waiting.priority,
-                output.span(waiting.waited_us),
-                output.text(waiting.reason),
-            )
-        yield made
-
-
 def _engine_table(engines: Sequence[EngineSummary]) -> "RenderableType":
     if not engines:
         return output.text("There are no engines.")
@@ -268,7 +218,7 @@ def _engine_table(engines: Sequence[EngineSummary]) -> "RenderableType":
             busy = f"{working}/{len(engine.status.slots)}" if engine.status.slots else ""
         made.add_row(
             output.text(engine.name, "bold"),
-            _state(engine.state),
+            state_text(engine.state),
             output.text(model),
             busy,
             queue,
@@ -302,7 +252,7 @@ def tasks(answer: Tasks) -> "RenderableType":
         made.add_row(
             str(task.id),
             output.text(task.agent, "bold"),
-            _state(task.state),
+            state_text(task.state),
             output.local_time(task.updated_us),
             output.text(output.one_line(task.title)),
             output.text(output.one_line(task.note)),
@@ -355,7 +305,7 @@ def published(answer: Published, *, handled: bool) -> "Text":
     return sent(receipt(answer), f"was sent before, {outcome}" if answer.repeated else outcome)
 
 
-def _state(state: str) -> "Text":
+def state_text(state: str) -> "Text":
     return output.text(state, STATE_STYLES.get(state, ""))
 
 
@@ -363,7 +313,7 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
 
-def _stack(*parts: "RenderableType") -> "Group":
+def stack(*parts: "RenderableType") -> "Group":
     from rich.console import Group
 
     return Group(*parts)

@@ -12,11 +12,14 @@ from orchestrator.config.loader import Overrides, load
 from orchestrator.config.problems import ConfigErrors, ConfigProblem, did_you_mean, nearest
 from orchestrator.config.types import (
     AgentConfig,
+    ClientConfig,
     Config,
     ConversationConfig,
     DaemonConfig,
     EmbeddingConfig,
+    EndpointConfig,
     GatewayConfig,
+    InferenceConfig,
     LimitsConfig,
     ModelConfig,
     ScreeningConfig,
@@ -24,13 +27,16 @@ from orchestrator.config.types import (
 
 __all__ = [
     "AgentConfig",
+    "ClientConfig",
     "Config",
     "ConfigErrors",
     "ConfigProblem",
     "ConversationConfig",
     "DaemonConfig",
     "EmbeddingConfig",
+    "EndpointConfig",
     "GatewayConfig",
+    "InferenceConfig",
     "LimitsConfig",
     "ModelConfig",
     "Overrides",

@@ -4,9 +4,6 @@
 works as it is written and is probably not what was meant.
 """
 
-import ipaddress
-import os
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,14 +12,12 @@ from ipc_protocol.inference import Sampling
 from ipc_protocol.limits import ECHO_TOPICS_MAX
 from orchestrator import prompts
 from orchestrator.bus import topics
+from orchestrator.config.inference_checks import check_inference
 from orchestrator.config.own import OwnFiles
 from orchestrator.config.positions import KeyPath
 from orchestrator.config.problems import did_you_mean, one_of
 from orchestrator.config.reader import Findings, Place
 from orchestrator.config.types import (
-    AGENT_NAME,
-    AGENT_NAME_EXPECTED,
-    AGENT_NAMES_RESERVED,
     HOST_REPORTS,
     AgentConfig,
     Config,
@@ -30,8 +25,13 @@ from orchestrator.config.types import (
     keys_of,
 )
 from orchestrator.config.units import render_size
+from orchestrator.config.value_checks import (
+    check_list,
+    check_listen,
+    check_name,
+    check_socket_path,
+)
 from orchestrator.config.wording import quoted
-from orchestrator.sockets import PATH_BYTES_MAX
 
 SAMPLING_BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "temperature": (0.0, 5.0),
@@ -59,12 +59,12 @@ LISTS: Final = (
 )
 """Keys of an agent in which nothing may be empty or stand twice."""
 
-_HOST_AND_PORT = re.compile(r"(?:\[([0-9a-fA-F:]+)\]|([A-Za-z0-9.]+)):([0-9]{1,5})")
-
 
 def check(config: Config, findings: Findings) -> None:
     """Hold the parts of a configuration against each other."""
-    _check_sockets(config, findings)
+    check_socket_path(("daemon", "socket"), config.daemon.socket, findings)
+    check_listen(("gateway", "listen"), config.gateway.listen, findings)
+    check_inference(config, findings)
     if not config.agents:
         findings.warning((), "no agents", "at least one table [agent.NAME]")
     elif config.conversation.conductor is None:
@@ -91,49 +91,6 @@ def _retired(config: Config) -> list[str]:
     return OwnFiles(config.source, config.daemon.state).retired()
 
 
-# ---- Sockets ------------------------------------------------------------------------------------
-
-
-def _check_sockets(config: Config, findings: Findings) -> None:
-    _check_socket_path(("daemon", "socket"), config.daemon.socket, findings)
-    listen = config.gateway.listen
-    path: KeyPath = ("gateway", "listen")
-    if listen.startswith("unix:"):
-        _check_socket_path(path, Path(listen.removeprefix("unix:")), findings)
-    elif listen and not _is_loopback(listen):
-        findings.problem(
-            path,
-            quoted(listen),
-            '"127.0.0.1:PORT", "[::1]:PORT", "unix:PATH" or "" (nothing is served)',
-            "For other machines, put a proxy with authentication before it.",
-        )
-
-
-def _check_socket_path(key: KeyPath, path: Path, findings: Findings) -> None:
-    if not socket_path_fits(path):
-        findings.problem(
-            key,
-            f"a path of {len(os.fsencode(path))} bytes ({path})",
-            f"at most {PATH_BYTES_MAX}, the limit of Unix sockets",
-            "Choose a shorter one, for instance in /run.",
-        )
-
-
-def socket_path_fits(path: Path) -> bool:
-    return len(os.fsencode(path)) <= PATH_BYTES_MAX
-
-
-def _is_loopback(listen: str) -> bool:
-    match = _HOST_AND_PORT.fullmatch(listen)
-    if match is None or int(match[3]) > 65535:
-        return False
-    host = match[1] or match[2]
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 # ---- One agent ----------------------------------------------------------------------------------
 
 
@@ -141,10 +98,10 @@ def _check_agent(
     agent: AgentConfig, config: Config, retired: Collection[str], findings: Findings
 ) -> None:
     path: KeyPath = ("agent", agent.name)
-    if AGENT_NAME.fullmatch(agent.name) is None:
-        findings.problem(path, quoted(agent.name), AGENT_NAME_EXPECTED)
-    elif agent.name in AGENT_NAMES_RESERVED:
-        findings.problem(path, "a name that the daemon uses itself", "another name")
+    check_name(path, agent.name, findings)
+    if agent.name in config.clients:
+        expected = "another name: what is spent is counted by name"
+        findings.problem(path, "the name of a client of the endpoint", expected)
     if agent.needs_model and agent.model not in config.models:
         findings.problem(
             (*path, "model"),
@@ -159,7 +116,7 @@ def _check_agent(
     _check_host_read(agent, findings)
     _check_sampling(agent.sampling, (*path, "sampling"), findings)
     for key in LISTS:
-        _check_list(getattr(agent, key), (*path, key), findings)
+        check_list(getattr(agent, key), (*path, key), findings)
 
 
 def _check_role(agent: AgentConfig, config: Config, findings: Findings) -> None:
@@ -271,14 +228,6 @@ def _check_sampling(sampling: Sampling, path: KeyPath, findings: Findings) -> No
         value = getattr(sampling, key)
         if not low <= value <= high:
             findings.problem((*path, key), str(value), f"a number from {low:g} to {high:g}")
-
-
-def _check_list(values: Sequence[str], path: KeyPath, findings: Findings) -> None:
-    for index, value in enumerate(values):
-        if not value.strip():
-            findings.problem((*path, index), quoted(value), "a string that is not empty")
-        elif value in values[:index]:
-            findings.problem((*path, index), f"{quoted(value)} a second time", "it once")
 
 
 # ---- Topics -------------------------------------------------------------------------------------

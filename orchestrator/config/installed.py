@@ -4,6 +4,7 @@ Not a part of `loader.load`, because a configuration may be read where its model
 `agentd check` and `agentd run` ask here, so that one says what the other would trip over.
 """
 
+import stat
 from pathlib import Path
 
 from inference_client import gguf
@@ -36,9 +37,15 @@ def embedding_file(config: Config) -> Path | None:
 
 
 def check_models(config: Config, findings: Findings) -> None:
-    """Every model is registered, and every file is one that can be loaded."""
+    """Every model is registered, every file is one that can be loaded, and every file with the key
+    to a remote server is there. Who checks may not be the one who may read it."""
     registry = Registry(config.models_folder)
     for name, model in config.models.items():
+        if model.is_remote:
+            _check_key_file(model.key, ("model", name, "key"), findings)
+            continue
+        if findings.is_wrong(("model", name, "url")):  # it was meant to be one of those
+            continue
         key: KeyPath = ("model", name, "file")
         try:
             file = model_file(model, registry)
@@ -73,6 +80,25 @@ def _report_unknown(
         f"{one_of(dict.fromkeys(known))}, or the path of a GGUF file",
         cure,
     )
+
+
+def _check_key_file(place: str, key: KeyPath, findings: Findings) -> None:
+    if not place.startswith("file:"):
+        return
+    file, found = Path(place.removeprefix("file:")), ""
+    try:
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode):
+            found = "is no regular file"
+        elif mode & stat.S_IRWXO:
+            found = "can be read or written by every user of this machine"
+    except PermissionError:
+        return
+    except OSError:
+        found = "is not there"
+    if found:
+        expected = "a file with the key and nothing else, for the daemon's user alone"
+        findings.problem(key, f"{file}, which {found}", expected)
 
 
 def _check_file(file: Path, key: KeyPath, findings: Findings) -> None:

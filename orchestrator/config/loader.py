@@ -252,19 +252,23 @@ def _complete(config: Config, overrides: Overrides, findings: Findings) -> Confi
     }
     conductor = next((name for name, one in agents.items() if one.role == "conductor"), None)
     replace = msgspec.structs.replace
-    listen = config.gateway.listen
-    if listen.startswith("unix:"):
-        listen = f"unix:{daemon.state / listen.removeprefix('unix:')}"
     models = {
-        name: replace(model, file=_beside(model.file, ("model", name, "file"), findings))
+        name: replace(
+            model,
+            file=_beside(model.file, ("model", name, "file"), findings),
+            key=_key_place(model.key, ("model", name, "key"), findings),
+        )
         for name, model in config.models.items()
     }
+    clients = {name: replace(client, name=name) for name, client in config.clients.items()}
     engine = _beside(config.embedding.engine, ("embedding", "engine"), findings)
     return replace(
         config,
         daemon=daemon,
-        gateway=replace(config.gateway, listen=listen),
+        gateway=replace(config.gateway, listen=_in_state(config.gateway.listen, daemon)),
         models=models,
+        endpoint=replace(config.endpoint, listen=_in_state(config.endpoint.listen, daemon)),
+        clients=clients,
         embedding=replace(config.embedding, engine=engine),
         agents=agents,
         conversation=replace(config.conversation, conductor=conductor),
@@ -354,6 +358,20 @@ def _component_config(name: str, agent: AgentConfig, findings: Findings) -> byte
         found, expected = f"{len(config)} bytes", f"at most {COMPONENT_CONFIG_BYTES_MAX}"
         findings.problem(("agent", name, "config"), found, expected)
     return config
+
+
+def _in_state(listen: str, daemon: DaemonConfig) -> str:
+    """The path of a socket is relative to the state folder; other addresses are left alone."""
+    if not listen.startswith("unix:"):
+        return listen
+    return f"unix:{daemon.state / listen.removeprefix('unix:')}"
+
+
+def _key_place(place: str, key: KeyPath, findings: Findings) -> str:
+    """A path is relative to the file it stands in; other places are left alone."""
+    if not place.startswith("file:"):
+        return place
+    return f"file:{findings.place(key).file.parent / place.removeprefix('file:')}"
 
 
 def _beside(model: str, key: KeyPath, findings: Findings) -> str:

@@ -73,6 +73,10 @@ class Findings:
         if path not in self._wrong:
             self.warnings.append(self._finding(path, found, expected, cure, at))
 
+    def is_said(self, path: KeyPath) -> bool:
+        """The key stands in a file, be it with its default."""
+        return path in self._places
+
     def is_wrong(self, path: KeyPath) -> bool:
         """A problem of this very key was reported."""
         return path in self._wrong
@@ -115,6 +119,9 @@ def read_section(
             findings.problem(
                 (*path, name), "an unknown key", one_of(keys), did_you_mean(name, keys)
             )
+    for key in keys.values():
+        if key.required and key.field not in values:
+            findings.problem((*path, key.name), "no such key", expectation(key.type))
     return kind(**values)
 
 
@@ -153,6 +160,8 @@ def _read_value(
 ) -> Any:
     extra = extra_of(kind)
     unit = extra.get("unit")
+    # Findings are printed and logged: what may be a secret is not repeated in them.
+    found = "another text" if extra.get("secret") and isinstance(value, str) else describe(value)
     try:
         converted = value
         if unit is not None:
@@ -162,13 +171,13 @@ def _read_value(
         converted = msgspec.convert(converted, kind)
         if "fault" not in extra or (fault := extra["fault"](converted)) is None:
             return converted
-        findings.problem(path, describe(value), expectation(kind), f"It {fault}.")
+        findings.problem(path, found, expectation(kind), f"It {fault}.")
     except msgspec.ValidationError:
         choices = extra.get("choices") or choices_of(kind)
         cure = did_you_mean(value, choices) if isinstance(value, str) else ""
-        findings.problem(path, describe(value), expectation(kind), cure)
+        findings.problem(path, found, expectation(kind), cure)
     except ValueError as error:
-        findings.problem(path, describe(value), str(error))
+        findings.problem(path, found, str(error))
     return default
 
 

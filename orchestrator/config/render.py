@@ -17,7 +17,7 @@ import tomli_w
 
 from orchestrator.config.loader import MAIN_FILE
 from orchestrator.config.own import AGENTS_FOLDER
-from orchestrator.config.types import AgentConfig, Config, Key, ModelConfig, keys_of
+from orchestrator.config.types import AgentConfig, ClientConfig, Config, Key, ModelConfig, keys_of
 from orchestrator.config.units import render_duration, render_size
 from orchestrator.config.wording import bare_type
 
@@ -25,6 +25,8 @@ COMMENT_COLUMNS: Final = 96
 
 STATE_FOLDER: Final = "state"
 SOCKET_FILE: Final = "agentd.sock"
+CLIENT_EXAMPLE: Final = "client.program"
+"""A client has another name than any agent."""
 
 _HEAD: Final = f"""\
 # The configuration of agentd. Every key there is stands here with its default, commented out.
@@ -73,17 +75,21 @@ def main_text(state: Path, socket: Path) -> str:
         if section.derived or section.name == "agent":
             continue
         kind = section.extra.get("of") or bare_type(section.type)
+        if kind is ClientConfig:  # there need be none
+            lines += ["", *_comment(inspect.getdoc(kind) or ""), *_reference(kind, CLIENT_EXAMPLE)]
+            continue
         header = "model.default" if kind is ModelConfig else section.name
         lines += ["", *_comment(inspect.getdoc(kind) or ""), f"[{header}]"]
         for key in keys_of(kind):
             if not key.derived:
                 lines += _key(key, given.get((section.name, key.name)))
     lines += _AGENT_HEAD.rstrip("\n").split("\n")
-    lines += _agent_reference(AgentConfig, "agent.name")
+    lines += _reference(AgentConfig, "agent.name")
     return "\n".join(lines) + "\n"
 
 
-def _agent_reference(kind: type[msgspec.Struct], header: str) -> Iterator[str]:
+def _reference(kind: type[msgspec.Struct], header: str) -> Iterator[str]:
+    """A table as an example, commented out, and those within it."""
     yield f"#[{header}]"
     tables = []
     for key in keys_of(kind):
@@ -95,7 +101,7 @@ def _agent_reference(kind: type[msgspec.Struct], header: str) -> Iterator[str]:
     for table, key in tables:
         yield ""
         yield from _comment(key.description)
-        yield from _agent_reference(table, f"{header}.{key.name}")
+        yield from _reference(table, f"{header}.{key.name}")
 
 
 def _key(key: Key, given: object | None) -> Iterator[str]:
@@ -108,7 +114,7 @@ def _key(key: Key, given: object | None) -> Iterator[str]:
 
 def _written(key: Key) -> object:
     """The default as it stands in a file."""
-    if key.default is None:
+    if key.default is None or key.required:
         return key.example
     unit = key.extra.get("unit")
     if unit is not None:

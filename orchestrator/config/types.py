@@ -11,11 +11,13 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, field
 
-from ipc_protocol.inference import Sampling
+from ipc_protocol.inference import KvLayout, KvType, Sampling, Share
 from ipc_protocol.values import Priority
+from orchestrator import egress_urls, secrets
 from orchestrator.bus import topics
 from orchestrator.bus.routing import RESERVED_NAMES
 from orchestrator.config.problems import ConfigProblem
+from orchestrator.egress_urls import GrantedUrl, UrlError
 
 DERIVED: Final = Meta(extra={"derived": True})
 """Not a key of the file."""
@@ -71,6 +73,9 @@ Restart = Literal["permanent", "transient", "temporary"]
 MODELS_FOLDER: Final = "models"
 """Within the state folder."""
 
+EMBEDDING_NAME: Final = "embed"
+"""What the one embedding model is called, beside the names of `[model.NAME]`."""
+
 DEFAULT_STATE: Final = Path("/var/lib/agentd")
 DEFAULT_SOCKET: Final = Path("/run/agentd/agentd.sock")
 
@@ -78,6 +83,26 @@ DEFAULT_SOCKET: Final = Path("/run/agentd/agentd.sock")
 def names_file(model: str) -> bool:
     """Whether this is the path of a model, and no name in the registry."""
     return "/" in model or model.endswith(".gguf")
+
+
+def fault_of_url(url: str) -> str | None:
+    """What is wrong with the address of a remote server, or None; empty is for no server."""
+    if not url:
+        return None
+    try:
+        GrantedUrl.parse(url)
+    except UrlError:  # its text repeats what may be a password
+        if "@" in url:
+            return "has credentials in it: `key` says where they are"
+        return "is no address that egress takes"
+    return None
+
+
+def fault_of_key_place(place: str) -> str | None:
+    """What is wrong with where the key to a remote server is, or None; empty is for no key."""
+    if not place or secrets.kind_of(place) is not None:
+        return None
+    return "names no place. If it is the key itself, take it out of this file"
 
 
 def fault_of_component_config(value: object) -> str | None:
@@ -145,13 +170,71 @@ class ModelConfig(Section, frozen=True):
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(
-            description="Threads that decode. Default: all cores but one, at least one.",
+            description="The most threads that decode; fewer do while other programs need the "
+            "cores. Default: as many as there are cores.",
             examples=[1],
         ),
     ] = None
     gpu_layers: Annotated[
-        int, Meta(ge=-1, description="Layers of the model that go to the GPU; -1 is all of them.")
-    ] = 0
+        Annotated[int, Meta(ge=-1)] | None,
+        Meta(
+            description="Layers of the model that go to the GPU; -1 is all of them. Default: all, "
+            "which are none where llama.cpp was built for no GPU.",
+            examples=[-1],
+        ),
+    ] = None
+    devices: Annotated[
+        list[str],
+        Meta(description="Devices for those layers, as `agentd doctor` lists them. Default: all."),
+    ] = []
+    kv_type: Annotated[
+        KvType, Meta(description="What the KV cache is kept in; `q8_0` halves it.")
+    ] = "f16"
+    kv_layout: Annotated[
+        KvLayout | None,
+        Meta(
+            description="`unified`: slots share all cells, and prefixes by reference. `streams`: "
+            "each has its own, which a GPU is faster with. Default: what suits the device.",
+            examples=["unified"],
+        ),
+    ] = None
+    flash_attention: Annotated[
+        Literal["auto", "on", "off"], Meta(description="Whether attention is computed in one go.")
+    ] = "auto"
+    swap_bytes: Annotated[
+        Size,
+        Meta(description="Host memory for what a request had cached when it had to make way."),
+    ] = field(default=256 * 1024**2, name="swap")
+    pin: Annotated[
+        bool, Meta(description="Load it at the start, and keep it loaded whatever else is asked.")
+    ] = False
+    url: Annotated[
+        str,
+        Meta(
+            description="A server that speaks OpenAI's interface, instead of `file`: "
+            "`https://HOST/v1`. Egress asks it; the queue and its classes stay here.",
+            extra={
+                "expected": egress_urls.EXPECTED,
+                "fault": fault_of_url,
+                "secret": True,
+            },
+        ),
+    ] = ""
+    remote_model: Annotated[
+        str, Meta(description="What that server calls the model. Default: the name of this table.")
+    ] = ""
+    key: Annotated[
+        str,
+        Meta(
+            description="Where the key to that server is: `file:PATH`, `env:NAME` or "
+            "`credential:NAME` (of systemd). The key itself never stands here.",
+            extra={
+                "expected": secrets.EXPECTED,
+                "fault": fault_of_key_place,
+                "secret": True,
+            },
+        ),
+    ] = ""
     preference_weight: Annotated[
         float,
         Meta(
@@ -167,9 +250,89 @@ class ModelConfig(Section, frozen=True):
         """`file` is a path, and no name in the registry."""
         return names_file(self.file)
 
+    @property
+    def is_remote(self) -> bool:
+        """Another server has it: nothing is loaded here."""
+        return bool(self.url)
+
     def threads_on(self, cores: int) -> int:
-        """A core is left to the rest of the system: decoding threads that wait for it crawl."""
-        return self.threads if self.threads is not None else max(1, cores - 1)
+        """The most threads that decode. The engine measures who else needs the cores, and decodes
+        with fewer as long as somebody does."""
+        return self.threads if self.threads is not None else cores
+
+    @property
+    def offloaded_layers(self) -> int:
+        """As llama.cpp is told: -1 for all of them. One that was built for no GPU ignores it, so
+        all is also right where there is none."""
+        return -1 if self.gpu_layers is None else self.gpu_layers
+
+
+class InferenceConfig(Section, frozen=True):
+    """All models together."""
+
+    memory_bytes: Annotated[
+        Annotated[int, Meta(ge=64 * 1024**2, extra={"unit": "size"})] | None,
+        Meta(
+            description="Memory that loaded models may take: of the GPUs where there are any, else "
+            "of the host. Beyond it the one that matters least is unloaded. Default: nine tenths "
+            "of what there is.",
+            examples=["8GiB"],
+        ),
+    ] = field(default=None, name="memory")
+
+
+class EndpointConfig(Section, frozen=True):
+    """The models for other programs, by OpenAI's interface."""
+
+    listen: Annotated[
+        str,
+        Meta(
+            description="`127.0.0.1:PORT`, `[::1]:PORT`, `unix:PATH` (relative to the state "
+            "folder), or empty: off."
+        ),
+    ] = ""
+
+
+class ClientConfig(Section, frozen=True):
+    """A program that may use the endpoint. Its name is the name of its table."""
+
+    key_sha256: Annotated[
+        str,
+        Meta(
+            pattern="^[0-9a-f]{64}$",
+            description="The SHA-256 of its key; `agentd keys new NAME` makes both.",
+            examples=["0" * 64],
+            extra={
+                "required": True,
+                "expected": "the 64 digits that `agentd keys new` prints",
+                "secret": True,
+            },
+        ),
+    ] = ""
+    name: Annotated[str, DERIVED] = ""
+    priority: Annotated[
+        Priority, Meta(description="The class of its requests, and the most urgent it may ask for.")
+    ] = "normal"
+    models: Annotated[
+        list[str], Meta(description="The models that it may use. Default: all of them.")
+    ] = []
+    weight: Annotated[
+        float, Meta(gt=0, le=100, description="Its share of a model beside others of its class.")
+    ] = 1.0
+    requests: Annotated[
+        int, Meta(ge=0, description="Requests of its that may run at once; 0 is no limit.")
+    ] = 0
+    tokens_per_minute: Annotated[
+        int, Meta(ge=0, description="Tokens that it may spend; beyond, it waits. 0 is no limit.")
+    ] = 0
+
+    @property
+    def share(self) -> Share:
+        return Share(
+            weight=self.weight,
+            running_max=self.requests,
+            tokens_per_minute=self.tokens_per_minute,
+        )
 
 
 class EmbeddingConfig(Section, frozen=True):
@@ -257,6 +420,15 @@ class LimitsConfig(Section, frozen=True):
     tokens: Annotated[
         int, Meta(ge=64, le=1_000_000, description="Tokens generated for one delivery.")
     ] = 2048
+    weight: Annotated[
+        float, Meta(gt=0, le=100, description="Its share of the model beside others of its class.")
+    ] = 1.0
+    requests: Annotated[
+        int, Meta(ge=0, description="Requests to the model that may run at once; 0 is no limit.")
+    ] = 0
+    tokens_per_minute: Annotated[
+        int, Meta(ge=0, description="Tokens of the model; beyond, it waits. 0 is no limit.")
+    ] = 0
     time_us: Annotated[
         Duration, Meta(ge=1_000_000, description="Time to work on one delivery; waiting is free.")
     ] = field(default=120_000_000, name="time")
@@ -311,6 +483,15 @@ class LimitsConfig(Section, frozen=True):
             description="What a component may keep in its state: keys, values, and 64 bytes each.",
         ),
     ] = field(default=16 * 1024**2, name="state")
+
+    @property
+    def share(self) -> Share:
+        """What it may have of its model."""
+        return Share(
+            weight=self.weight,
+            running_max=self.requests,
+            tokens_per_minute=self.tokens_per_minute,
+        )
 
 
 class AgentConfig(Section, frozen=True):
@@ -454,6 +635,11 @@ class Config(Section, frozen=True):
     models: Annotated[dict[str, ModelConfig], Meta(extra={"of": ModelConfig})] = field(
         default_factory=lambda: {"default": ModelConfig()}, name="model"
     )
+    inference: InferenceConfig = InferenceConfig()
+    endpoint: EndpointConfig = EndpointConfig()
+    clients: Annotated[dict[str, ClientConfig], Meta(extra={"of": ClientConfig})] = field(
+        default_factory=dict, name="client"
+    )
     embedding: EmbeddingConfig = EmbeddingConfig()
     screening: ScreeningConfig = ScreeningConfig()
     conversation: ConversationConfig = ConversationConfig()
@@ -487,6 +673,11 @@ class Key(msgspec.Struct, frozen=True):
     extra: dict[str, Any]
     example: Any
     """What to write where there is no default."""
+
+    @property
+    def required(self) -> bool:
+        """The table is nothing without it."""
+        return bool(self.extra.get("required"))
 
     @property
     def derived(self) -> bool:

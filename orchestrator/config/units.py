@@ -52,6 +52,18 @@ def render_size(size_bytes: int) -> str:
     return _render(size_bytes, SIZE_UNITS_BYTES)
 
 
+def rounded_size(size_bytes: int) -> str:
+    """For people, about: `850 B`, `12.3 KiB`, `139.8 GiB`."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    scaled = size_bytes / 1024
+    for unit in ("KiB", "MiB"):
+        if scaled < 1024:
+            return f"{scaled:.1f} {unit}"
+        scaled /= 1024
+    return f"{scaled:.1f} GiB"
+
+
 def _parse(text: str, units: dict[str, int], expected: str) -> int:
     match = _WRITTEN.fullmatch(text)
     if match is None or match[2] not in units:

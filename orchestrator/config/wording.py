@@ -1,5 +1,6 @@
 """Keys, values and types in the words of an error message. Pure."""
 
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -54,6 +55,8 @@ def describe(value: object) -> str:
         return "a table"
     if isinstance(value, list):
         return "a list"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has none of these
     if isinstance(value, bool | int | float | str):
         return quoted(value)
     return f"{value} (a {type(value).__name__})"

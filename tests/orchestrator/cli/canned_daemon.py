@@ -26,6 +26,7 @@ class Daemon:
         self.asked: list[Any] = []
         self.reply: str | None = "Free /var/log."
         self.failures: dict[str, Failure] = {}
+        self.answers: dict[str, Any] = {}
         self.waited_for = threading.Event()
         self.uploaded = b""
         self.pieces: list[int] = []
@@ -70,7 +71,7 @@ class Daemon:
             self.asked.append(params)
             if name in self.failures:
                 raise self.failures[name]
-            return answer
+            return self.answers.get(name, answer)
 
         return handler
 
@@ -185,20 +186,52 @@ ENGINE = control.EngineSummary(
     state="ready",
     restarts=0,
     status=inference.EngineStatus(
-        model=inference.ModelInfo(name="smollm2", kind="language", architecture="llama"),
+        model=inference.ModelInfo(
+            name="smollm2",
+            kind="language",
+            architecture="llama",
+            kv_layout="unified",
+            devices=["CUDA0"],
+            memory_bytes=3 * 2**29,
+        ),
         slots=[
             inference.SlotState(
-                slot=0, state="decode", agent="opsclaw", priority="high", generated_tokens=17
+                slot=0,
+                state="decode",
+                agent="opsclaw",
+                priority="high",
+                cached_tokens=430,
+                shared_tokens=256,
+                prompt_tokens=413,
+                generated_tokens=17,
+                age_us=1_200_000,
             ),
-            inference.SlotState(slot=1, state="free"),
+            inference.SlotState(slot=1, state="free", agent="uxclaw", cached_tokens=82),
         ],
         queue=[
             inference.Waiting(
-                position=1, agent="devclaw", priority="low", reason="all slots busy", waited_us=5000
-            )
+                position=1,
+                agent="devclaw",
+                priority="low",
+                reason="all slots busy",
+                waited_us=5000,
+                state="swapped",
+                estimate_us=2_500_000,
+            ),
+            inference.Waiting(
+                position=2,
+                agent="secclaw",
+                priority="low",
+                reason="its tokens of this minute are spent",
+                waited_us=4000,
+            ),
         ],
+        steps=1204,
         kv_cells=8192,
         kv_cells_used=512,
+        swap_bytes_used=2**20,
+        swap_bytes=2**28,
+        threads=2,
     ),
 )
 MEMORY = work.Memory(

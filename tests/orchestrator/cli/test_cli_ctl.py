@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from canned_daemon import AGENT, HAPPENINGS, STATUS, TRACE, Daemon
 from click.testing import Result
 
-from ipc_protocol import control
+from ipc_protocol import control, inference, methods
 from ipc_protocol.errors import Failure
 from ipc_protocol.values import Receipt
 from orchestrator.cli import output
@@ -44,7 +45,16 @@ COMMANDS: list[tuple[list[str], Any, list[str]]] = [
         ["version 2 (abababababab, agent@0.2.0) has taken over from version 1", "20 messages"],
     ),
     (["agents", "retire", "gate"], control.AgentRetired, ["gate is retired", "2 of its"]),
-    (["slots"], control.Engines, ["decode", "17", "devclaw", "all slots busy", "512/8192"]),
+    (
+        ["slots"],
+        control.Engines,
+        [
+            "on CUDA0  2 threads  KV 512/8192 (6%, unified)  swap 1.0 MiB of 256.0 MiB",
+            "memory 1.5 GiB  1204 steps",
+            *("decode", "430", "256", "413", "17", "1.2 s", "uxclaw", "82"),
+            *("devclaw", "swapped", "5.0 ms", "2.5 s", "all slots busy", "not known"),
+        ],
+    ),
     (["memory"], control.Memories, ["opsclaw", "Rotate logs weekly.", "0.70"]),
     (["tasks", "devclaw"], control.Tasks, ["rotate logs", "doing", "half-way"]),
     (["trace", "c1"], control.Trace, ["12.3 ms", "31 tokens", "Rotate logs weekly.", "2 attempts"]),
@@ -373,6 +383,60 @@ def test_a_misspelt_command_suggests_the_nearest(agentd: Agentd) -> None:
 )
 def test_a_duration_is_shown_as_people_read_it(us: int, shown: str) -> None:
     assert output.span(us) == shown
+
+
+# ---- Slots --------------------------------------------------------------------------------------
+
+
+def test_who_waits_is_on_one_line_with_what_for_and_how_long_still(
+    agentd: Agentd, daemon: Daemon
+) -> None:
+    lines = agentd("ctl", "slots", "--socket", daemon.path).stdout.splitlines()
+    columns = next(line for line in lines if "FOR WHAT" in line)
+    row = next(line for line in lines if "devclaw" in line)
+    assert row[columns.index("FOR WHAT") :].strip() == "all slots busy"
+    assert "2.5 s" in row[: columns.index("FOR WHAT")]
+
+
+def test_an_engine_without_a_status_is_shown_with_its_state_and_why(
+    agentd: Agentd, daemon: Daemon
+) -> None:
+    away = control.EngineSummary(name="big", state="unloaded", restarts=2, detail="not asked for")
+    daemon.answers[methods.SLOTS.name] = control.Engines(engines=[away, away])
+    shown = agentd("ctl", "slots", "--socket", daemon.path).stdout
+    assert shown.count("big  unloaded  2 restarts  not asked for") == 2
+    daemon.answers[methods.SLOTS.name] = control.Engines(engines=[])
+    assert agentd("ctl", "slots", "--socket", daemon.path).stdout == "There are no engines.\n"
+
+
+def test_an_engine_without_slots_is_one_that_makes_vectors(agentd: Agentd, daemon: Daemon) -> None:
+    model = inference.ModelInfo(name="wordllama", kind="embedding", architecture="wordllama")
+    engine = control.EngineSummary(
+        name="embed", state="ready", restarts=0, status=inference.EngineStatus(model=model, steps=7)
+    )
+    daemon.answers[methods.SLOTS.name] = control.Engines(engines=[engine])
+    shown = agentd("ctl", "slots", "--socket", daemon.path).stdout
+    assert shown.splitlines() == [
+        "embed  ready  wordllama (wordllama)",
+        "  on the processor  7 steps",
+    ]
+
+
+def test_a_remote_engine_runs_on_nothing_here(agentd: Agentd, daemon: Daemon) -> None:
+    model = inference.ModelInfo(name="big", kind="language", architecture="remote", slots=1)
+    status = inference.EngineStatus(model=model, steps=7)
+    engine = control.EngineSummary(name="big", state="ready", restarts=1, status=status)
+    daemon.answers[methods.SLOTS.name] = control.Engines(engines=[engine])
+    shown = agentd("ctl", "slots", "--socket", daemon.path).stdout
+    assert shown.splitlines() == ["big  ready  big (remote)  1 restart", "  on its server  7 steps"]
+
+
+def test_slots_are_legible_on_a_narrow_terminal(daemon: Daemon) -> None:
+    written = on_terminal("ctl", "slots", "--socket", daemon.path, COLUMNS="72")
+    written = re.sub(r"\x1b\[[0-9;]*m", "", written)
+    for word in ("opsclaw", "decode", "430", "256", "devclaw", "swapped", "2.5 s"):
+        assert word in written, written
+    assert max(map(len, written.splitlines())) <= 72
 
 
 def test_status_says_what_needs_a_person(agentd: Agentd, daemon: Daemon) -> None:

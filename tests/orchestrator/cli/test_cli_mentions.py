@@ -38,6 +38,6 @@ def test_every_command_that_a_text_names_exists() -> None:
     assert [one for one in sorted(found) if not exists(*one[1:])] == []
 
 
-@pytest.mark.parametrize("mention", [("doctor", ""), ("ctl", "doctor"), ("models", "fetch")])
+@pytest.mark.parametrize("mention", [("selftest", ""), ("ctl", "doctor"), ("models", "fetch")])
 def test_one_that_does_not_is_found(mention: tuple[str, str]) -> None:
     assert not exists(*mention)

@@ -146,9 +146,14 @@ def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:
     assert config.gateway.listen == f"unix:{tmp_path / 's' / 'gateway.sock'}"
 
 
-def test_a_core_is_left_to_the_rest_of_the_system(tmp_path: Path) -> None:
+def test_as_many_threads_as_there_are_cores_may_decode_and_all_layers_may_go_to_a_gpu(
+    tmp_path: Path,
+) -> None:
     model = loaded(tmp_path, "").models["default"]
-    assert [model.threads_on(cores) for cores in (1, 2, 8)] == [1, 1, 7]
+    assert [model.threads_on(cores) for cores in (1, 2, 8)] == [1, 2, 8]
+    assert model.offloaded_layers == -1
+    told = loaded(tmp_path, "[model.default]\nthreads = 3\ngpu_layers = 0\n").models["default"]
+    assert (told.threads_on(2), told.offloaded_layers) == (3, 0)
 
 
 def test_the_socket_is_found_in_a_configuration_with_mistakes_elsewhere(tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from orchestrator.config import load
 from orchestrator.config.render import main_text, plan, write
-from orchestrator.config.types import AgentConfig, Config, LimitsConfig, Section, keys_of
+from orchestrator.config.types import (
+    AgentConfig,
+    ClientConfig,
+    Config,
+    LimitsConfig,
+    Section,
+    keys_of,
+)
 
 FIVE = {"conductor", "devclaw", "opsclaw", "secclaw", "uxclaw"}
 
@@ -46,7 +53,9 @@ def test_every_key_is_written_and_its_default_is_what_it_says(tmp_path: Path) ->
     assert config.conversation == plain.conversation
     assert config.models["default"].threads == 7
     assert config.agents["name"] == AgentConfig(name="name", identity="x")
-    sections: list[type[Section]] = [Config, AgentConfig, LimitsConfig]
+    assert config.clients["program"] == ClientConfig(name="program", key_sha256="0" * 64)
+    assert plain.clients == {}
+    sections: list[type[Section]] = [Config, ClientConfig, AgentConfig, LimitsConfig]
     for key in [key for section in sections for key in keys_of(section) if not key.derived]:
         assert f"{key.name} =" in text or f"[{key.name}" in text or f".{key.name}]" in text
 

@@ -9,6 +9,7 @@ from orchestrator.config.units import (
     parse_size_bytes,
     render_duration,
     render_size,
+    rounded_size,
 )
 
 
@@ -47,3 +48,18 @@ def test_anything_else_says_what_was_expected(text: str) -> None:
 def test_what_is_rendered_is_read_back(value: int) -> None:
     assert parse_duration_us(render_duration(value)) == value
     assert parse_size_bytes(render_size(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "shown"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (256 * 2**20, "256.0 MiB"),
+        (139 * 2**30, "139.0 GiB"),
+        (5 * 2**40, "5120.0 GiB"),
+    ],
+)
+def test_a_size_is_rounded_for_people(size_bytes: int, shown: str) -> None:
+    assert rounded_size(size_bytes) == shown
