@@ -11,9 +11,11 @@ the environment keeps the kind that it has; a new one is built for the processor
 """
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import tomllib
 import venv
@@ -27,6 +29,7 @@ from orchestrator.doctor import cuda, nvidia  # noqa: E402 - the standard librar
 
 PYTHON_OLDEST = (3, 11)
 BEAT_SECONDS = 15
+WHEELS = "llama_cpp_python-*.whl"
 
 CHOICES = ("0", "1", "force")
 CHOICE_FILE = ".cuda"
@@ -81,24 +84,33 @@ def llama_wheel(python: Path, build: cuda.Build | None, nvcc: str | None) -> Pat
     """The wheel of llama-cpp-python for this interpreter and what it runs on, built if need be."""
     kept = wheel_folder(build)
     kept.mkdir(parents=True, exist_ok=True)
-    wheels = sorted(kept.glob("llama_cpp_python-*.whl"))
-    if wheels:
-        print(f"llama.cpp was built before: {kept.name}/{wheels[-1].name}", flush=True)
-        return wheels[-1]
+    if (wheel := kept_wheel(kept)) is not None:
+        print(f"llama.cpp was built before: {kept.name}/{wheel.name}", flush=True)
+        return wheel
     if build is None:
         minutes = "about 5 minutes on two cores"
     else:
         minutes = f"for {build.name}, about half an hour on two cores"
     print(f"Building llama.cpp, {minutes}, once. The wheel is kept.", flush=True)
-    building = kept / f".building-{os.getpid()}"
     # pip's own cache knows a wheel by its version alone, and would hand out one for the other.
     own_cache = ["--no-cache-dir"] if build is not None else []
-    command = ["wheel", "--no-deps", *own_cache, "--wheel-dir", str(building), requirement()]
-    pip(python, *command, environment=build_environment(build, nvcc, os.environ))
-    (built,) = building.glob("llama_cpp_python-*.whl")
-    wheel = built.rename(kept / built.name)
-    building.rmdir()
-    return wheel
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=kept) as building:
+        command = ["wheel", "--no-deps", *own_cache, "--wheel-dir", building, requirement()]
+        pip(python, *command, environment=build_environment(build, nvcc, os.environ))
+        (built,) = Path(building).glob(WHEELS)
+        return built.rename(kept / built.name)
+
+
+def kept_wheel(folder: Path) -> Path | None:
+    """The newest one there that is new enough, if there is one."""
+    oldest = version_of(requirement().partition(">=")[2])
+    wheels = {version_of(file.name.split("-")[1]): file for file in folder.glob(WHEELS)}
+    newest = max(wheels, default=None)
+    return None if newest is None or newest < oldest else wheels[newest]
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))
 
 
 def wheel_folder(build: cuda.Build | None) -> Path:

@@ -153,7 +153,7 @@ class Applying:
         if memories:
             # A memory without a vector is still found by its words.
             with contextlib.suppress(Failure):
-                vectors.extend(await self._embedding.embed(memories))
+                vectors.extend((await self._embedding.embed(memories)).vectors)
         return vectors
 
     def _count(

@@ -117,9 +117,9 @@ class Daemon:
         zygote: Zygote,
         languages: dict[str, LanguageEngine],
         embedding: EmbeddingEngine,
-        egress: Egress | None,
         drivers: Mapping[str, Driver],
         withheld: Collection[str] = (),
+        egress: Egress | None = None,
     ) -> None:
         """`egress` is there if something may be dialled."""
         self._config = config
@@ -417,9 +417,9 @@ async def _run(config: Config, listener: socket.socket) -> None:
             zygote,
             languages,
             embedding,
-            egress,
             roster,
             enrolment.withheld,
+            egress,
         )
         intake = Intake(store, store.reader("intake"), metrics)
         service = Service(

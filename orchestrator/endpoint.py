@@ -11,6 +11,7 @@ from typing import Final
 from ipc_protocol.aio import Call, Handlers
 from ipc_protocol.errors import Failure
 from ipc_protocol.inference import Embedded, Generate, Generated
+from ipc_protocol.limits import BODY_ELEMENTS_MAX
 from ipc_protocol.methods import SERVE_EMBED, SERVE_GENERATE, SERVE_MODELS
 from ipc_protocol.serving import OfKey, ServedModel, ServedModels, ServeEmbed, ServeGenerate
 from ipc_protocol.values import Priority
@@ -24,6 +25,13 @@ EMBED_TEXTS_AT_ONCE: Final = 32
 EMBED_SECONDS_MAX: Final = 60.0
 """For each of these turns, others' before it included: they take milliseconds with wordllama, and
 seconds with a large model. An engine that cannot be started would else be waited for for ever."""
+
+LIKELIHOODS_VALUES_MAX: Final = BODY_ELEMENTS_MAX - 64
+"""Values in an answer's body, but for those that have nothing to do with likelihoods."""
+TOKEN_VALUES: Final = 4
+"""Of each token: its place in the list, and the three fields of a `TokenLogprob`."""
+OTHER_VALUES: Final = 3
+"""Of each other one in its place: it, its piece and its likelihood."""
 
 
 class Endpoint:
@@ -71,12 +79,10 @@ class Endpoint:
         return await language.generate(asked, call.send_item if params.stream else None)
 
     def _asked(self, params: ServeGenerate, client: ClientConfig, priority: Priority) -> Generate:
-        """Without a bound it is the whole context, of which the engine gives what is left."""
-        tokens_max = params.tokens_max or self._models[params.model].context
         return Generate(
             agent=client.name,
             priority=priority,
-            tokens_max=tokens_max,
+            tokens_max=_tokens_max(params, self._models[params.model].context),
             messages=params.messages,
             prompt=params.prompt,
             schema=params.schema,
@@ -113,3 +119,20 @@ class Endpoint:
                 f"{EMBED_SECONDS_MAX:g} s.",
                 "Ask again later, or for fewer texts; `agentd ctl status` says how it is.",
             ) from error
+
+
+def _tokens_max(params: ServeGenerate, context: int) -> int:
+    """Without a bound it is the whole context, of which the engine gives what is left; with
+    likelihoods, as many tokens as fit into one frame with them. Raises `request.invalid`."""
+    asked = params.tokens_max or context
+    if params.logprobs is None:
+        return asked
+    room = LIKELIHOODS_VALUES_MAX // (TOKEN_VALUES + OTHER_VALUES * params.logprobs)
+    if params.tokens_max is not None and asked > room:
+        raise Failure(
+            "request.invalid",
+            f"The likelihoods of {asked} tokens, with {params.logprobs} others for each, do not "
+            "fit into one answer.",
+            f"Ask for at most {room} tokens, or for fewer others.",
+        )
+    return min(asked, room)

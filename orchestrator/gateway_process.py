@@ -1,5 +1,6 @@
 """The gateway kept alive: the daemon's side of the one process that listens on the network."""
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -10,6 +11,8 @@ from orchestrator.config.types import Config
 from orchestrator.supervision.processes import ChildProcess
 from orchestrator.supervision.restart import Died
 from orchestrator.supervision.supervisor import TOLERANT, Supervisor
+
+log = logging.getLogger(__name__)
 
 READY_SECONDS_MAX: Final = 30.0
 """Until the gateway greets: it imports its HTTP library, 0.3 s or 10 s from a cold disk."""
@@ -48,7 +51,9 @@ class Gateway:
             async with Connection(child.line, hello, self._handlers, initiator=False) as line:
                 self._supervisor.ready(" and ".join(filter(None, (self._listen, self._endpoint))))
                 await line.wait_closed()
-            await child.stop()
+            death = await child.stop()
+        self._supervisor.detail = death.description
+        log.warning("gateway %s", death.description)
         return Died()
 
     def _command(self, fd: int) -> list[str]:

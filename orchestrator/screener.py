@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from ipc_protocol.errors import Failure
+from ipc_protocol.inference import Embedded
 from ipc_protocol.work import Evidence
 from orchestrator import screening
 from orchestrator.bus.evidence import Screening, Unscreened, attach_screening, unscreened_messages
@@ -215,5 +216,6 @@ async def build_board(
     return screening.build(profiles, await embed(ignores))
 
 
-def _vectors(packed: Sequence[bytes]) -> Vectors:
-    return np.stack([np.frombuffer(vector, dtype="<f4") for vector in packed]).astype(np.float32)
+def _vectors(embedded: Embedded) -> Vectors:
+    rows = [np.frombuffer(vector, dtype="<f4") for vector in embedded.vectors]
+    return np.stack(rows).astype(np.float32)

@@ -79,7 +79,7 @@ def run(settings: Settings, tell: Tell) -> Report:
 
 async def _report(settings: Settings, folder: Path, tell: Tell) -> Report:
     notes = _notes_on(folder)
-    with _cancelled_by_sigterm():
+    with cancelled_by_sigterm():
         sync = {SYNC: Figure(_sync_ms(folder), "ms", "lower")}
         bus = await _bus(settings, _within(folder, "bus"), tell)
         growth = await _growth(settings, _within(folder, "growth"), tell, notes)
@@ -228,7 +228,7 @@ def _notes_on(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _cancelled_by_sigterm() -> Iterator[None]:
+def cancelled_by_sigterm() -> Iterator[None]:
     """Asked to end, this ends all that it has started."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()

@@ -101,7 +101,7 @@ def measures(stimuli: Sequence[Stimulus], guesses: Sequence[Guess]) -> list[Meas
 
 async def _guess_all(stimuli: Sequence[Stimulus], config: Config) -> list[Guess]:
     metrics = Metrics(VERSION, ())
-    languages = assembly.language_engines(config, clock_us, metrics)
+    languages = assembly.language_engines(config, clock_us, metrics, None)
     embedding = assembly.embedding_engine(config, clock_us, metrics)
     default = next(iter(config.models))
     preferences = Preferences(languages[default], assembly.duties(config), metrics)
@@ -128,8 +128,8 @@ async def _guess(
     guesses = []
     for first in range(0, len(stimuli), TEXTS_PER_REQUEST):
         some = stimuli[first : first + TEXTS_PER_REQUEST]
-        vectors = await embedding.embed([stimulus.text for stimulus in some], wait_seconds=None)
-        for stimulus, packed in zip(some, vectors, strict=True):
+        embedded = await embedding.embed([stimulus.text for stimulus in some], wait_seconds=None)
+        for stimulus, packed in zip(some, embedded.vectors, strict=True):
             found = screening.screen(np.frombuffer(packed, "<f4"), board)
             options = [*board.agents, NOBODY]
             preference = await preferences.of(stimulus.text, options, "normal")

@@ -5,7 +5,14 @@ from typing import Final
 from orchestrator.config.positions import KeyPath
 from orchestrator.config.problems import did_you_mean, one_of
 from orchestrator.config.reader import Findings
-from orchestrator.config.types import EMBEDDING_NAME, ClientConfig, Config, ModelConfig
+from orchestrator.config.types import (
+    EMBEDDING_NAME,
+    MODEL_NAME,
+    MODEL_NAME_EXPECTED,
+    ClientConfig,
+    Config,
+    ModelConfig,
+)
 from orchestrator.config.value_checks import check_list, check_listen, check_name
 from orchestrator.config.wording import quoted
 from orchestrator.egress_urls import GrantedUrl
@@ -39,6 +46,8 @@ def check_inference(config: Config, findings: Findings) -> None:
     for name, model in config.models.items():
         if name == EMBEDDING_NAME:
             findings.problem(("model", name), "the name of the embedding model", "another name")
+        elif MODEL_NAME.fullmatch(name) is None:
+            findings.problem(("model", name), quoted(name), MODEL_NAME_EXPECTED)
         if model.is_remote:
             _check_remote(("model", name), model, findings)
         else:

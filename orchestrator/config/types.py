@@ -73,6 +73,10 @@ Restart = Literal["permanent", "transient", "temporary"]
 MODELS_FOLDER: Final = "models"
 """Within the state folder."""
 
+MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MODEL_NAME_EXPECTED: Final = "up to 64 letters, digits, -, _ and ., with a letter or digit first"
+"""Programs use it in addresses; it stands in logs, in metrics and in process names."""
+
 EMBEDDING_NAME: Final = "embed"
 """What the one embedding model is called, beside the names of `[model.NAME]`."""
 

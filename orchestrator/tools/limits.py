@@ -3,8 +3,8 @@
 from typing import Final
 
 GRAMMAR_REPETITIONS_MAX: Final = 2000
-"""llama.cpp refuses a grammar that repeats a rule more often (`MAX_REPETITION_THRESHOLD`), so no
-string of a JSON Schema may be longer."""
+"""Characters of a string in a tool's JSON Schema: each costs its grammar some states, and the
+tokens of a delivery end before a longer one would."""
 
 PATH_CHARACTERS_MAX: Final = 200
 PATH_NAME_BYTES_MAX: Final = 255

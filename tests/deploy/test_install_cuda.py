@@ -154,6 +154,24 @@ def test_who_asks_for_a_gpu_is_not_given_something_else(
     assert install.cuda_build("0", found) is None
 
 
+def test_a_kept_wheel_that_is_too_old_is_not_taken(
+    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "requirement", lambda: "llama-cpp-python>=0.3.36")
+    for version in ("0.3.9", "0.3.35"):
+        (tmp_path / f"llama_cpp_python-{version}-py3-none-linux.whl").touch()
+    assert install.kept_wheel(tmp_path) is None
+    for version in ("0.3.36", "0.3.100", "0.3.40"):
+        (tmp_path / f"llama_cpp_python-{version}-py3-none-linux.whl").touch()
+    assert install.kept_wheel(tmp_path).name == "llama_cpp_python-0.3.100-py3-none-linux.whl"
+
+
+def test_a_build_that_fails_leaves_nothing_behind(machine: Machine) -> None:
+    script(machine.environment / "bin" / "python", "exit 7")
+    assert machine.install("0").returncode != 0
+    assert not [file for file in machine.cache.rglob("*") if file.name.startswith(".building")]
+
+
 def test_the_compiler_of_the_user_is_left_alone_without_cuda(install: ModuleType) -> None:
     theirs = {"CUDACXX": "/mine/nvcc"}
     assert install.build_environment(None, "/bin/nvcc", theirs)["CUDACXX"] == "/mine/nvcc"

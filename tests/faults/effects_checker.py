@@ -5,6 +5,7 @@ the publishers got, and the topology that the configuration says. What there has
 the load alone; what there is has to be the same, no more and no less, whoever was killed meanwhile.
 """
 
+import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ class Station(NamedTuple):
     name: str
     consumes: tuple[str, ...]
     publishes: tuple[str, ...] = ()
-    keeps: Literal["", "count", "memory", "health"] = ""
+    keeps: Literal["", "count", "memory", "health", "answer"] = ""
     ordered: bool = True
     """False where deliveries are parked, which gives up their place."""
 
@@ -247,6 +248,8 @@ class _Check:
                 case "health":
                     events = self._rows(f"{_HEALTH} '{station.name}'")
                     self._once(f"health events of {station.name}", mine, events)
+                case "answer":
+                    self._answered(station, mine)
 
     def _counted(self, station: Station, mine: Sequence[_Delivery]) -> None:
         """Its state is the number of its deliveries, and each has a number of its own."""
@@ -275,6 +278,18 @@ class _Check:
         found = Counter((delivery or 0, text[:TEXT_CHARACTERS]) for delivery, text in kept)
         self.report.complain(f"{what} that are missing", _numbers(expected - found))
         self.report.complain(f"{what} that are too many", _numbers(found - expected))
+
+    def _answered(self, station: Station, mine: Sequence[_Delivery]) -> None:
+        """The model has answered each of its deliveries once, and wholly."""
+        expected = Counter(row.id for row in mine)
+        answers = list(self._rows(f"{_ANSWERS} '{station.name}'"))
+        found = Counter(delivery for delivery, _ in answers)
+        what = f"answers to {station.name}"
+        self.report.complain(f"{what} that are missing", expected - found)
+        self.report.complain(f"{what} that came again", found - expected)
+        self.report.complain(
+            f"{what} that are not whole", (text for _, text in answers if not _is_whole(text))
+        )
 
     # -- in which order
 
@@ -317,6 +332,14 @@ def _count(message: _Message) -> int:
     return int.from_bytes(message.payload[:COUNT_BYTES], "little")
 
 
+def _is_whole(answer: str | None) -> bool:
+    """It is a JSON text, as its schema wants it."""
+    try:
+        return isinstance(json.loads(answer or ""), str)
+    except ValueError:
+        return False
+
+
 def _numbers(counted: Mapping[tuple[int, str], int]) -> list[str]:
     return [f"{times} for delivery {delivery}" for (delivery, _), times in counted.items()]
 
@@ -328,6 +351,10 @@ _MESSAGES: Final = (
 _DELIVERIES: Final = "SELECT id, message, agent, state, outcome, deaths, finished_us FROM delivery"
 _STILL_ACTING: Final = "SELECT name FROM acting WHERE name IS NOT NULL"
 _MEMORIES: Final = "SELECT delivery, text FROM memory WHERE owner ="
+_ANSWERS: Final = (
+    "SELECT j.delivery, json_extract(j.result, '$.text') FROM journal j"
+    " JOIN delivery d ON d.id = j.delivery AND d.run = j.run WHERE j.kind = 'infer' AND d.agent ="
+)
 _HEALTH: Final = (
     "SELECT json_extract(data, '$.delivery'), detail FROM health WHERE kind = 'agent' AND owner ="
 )

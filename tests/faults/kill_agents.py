@@ -5,8 +5,10 @@
     desk.in > desk > tally.in > counter > ledger.in > ledger
                               > diarist, crier
     spout.in > spout > cup.in > cup, whose inbox is soon full
+    oracle.in > oracle, augur > omen.in > sage; the first two ask the model
 
 `TOPOLOGY` is what the checker is told, and `install` writes the configuration that it stands for.
+`TALKING` is added to it where there is a model.
 """
 
 import tomllib
@@ -35,6 +37,12 @@ TOPOLOGY: Final = (
     Station("cup", ("cup.in",), ordered=False),
 )
 
+TALKING: Final = (
+    Station("oracle", ("oracle.in",), ("omen.in",), keeps="answer"),
+    Station("augur", ("oracle.in",), ("omen.in",), keeps="answer"),
+    Station("sage", ("omen.in",)),
+)
+
 INBOXES: Final = {"spout": 64, "cup": 12}
 """A burst of messages fills `cup`, and the completions of `spout` are parked until they are tried
 again; then its own inbox holds the publisher back. All others have room for any load."""
@@ -42,6 +50,11 @@ again; then its own inbox holds the publisher back. All others have room for any
 RELAYED: Final = "relay.in"
 KEPT: Final = "desk.in"
 POURED: Final = "spout.in"
+ASKED: Final = "oracle.in"
+
+ANSWER_TOKENS: Final = 60
+ANSWER_SCHEMA: Final = "{\\22type\\22:\\22string\\22,\\22minLength\\22:24,\\22maxLength\\22:48}"
+"""Of what the model is asked, as WAT writes it: long enough to die in the middle of an answer."""
 
 _COUNTER: Final = f"""(local.set $a (call $allocate (i32.const 20)))
     (call $state-get "{COUNT_KEY}" (local.get $a))
@@ -102,22 +115,67 @@ _CRIER: Final = """(call $health-emit (i32.const 0)
 """Has an effect at once, before its completion."""
 
 
-def install(folder: Path) -> Installation:
-    """A fresh installation with the agents of `TOPOLOGY`, and without a model."""
+_INFERENCE: Final = Import(
+    "inference",
+    """(import "agent-net:core/types@0.2.0" (instance $types
+    (type $variant (variant (case "refused" string) (case "unavailable" string)))
+    (export "error" (type (eq $variant)))))
+  (alias export $types "error" (type $error))
+  (import "agent-net:core/inference@0.2.0" (instance $inference
+    (alias outer 1 $error (type $outer-error))
+    (export "error" (type $error (eq $outer-error)))
+    (type $enum (enum "system" "user" "assistant"))
+    (export "role" (type $role (eq $enum)))
+    (type $message (record (field "role" $role) (field "content" string)))
+    (export "chat-message" (type $chat-message (eq $message)))
+    (type $asked (record (field "messages" (list $chat-message)) (field "max-tokens" u32)
+      (field "schema" (option string))))
+    (export "request" (type $request (eq $asked)))
+    (type $said (record (field "text" string) (field "tokens" u32)))
+    (export "answer" (type $answer (eq $said)))
+    (export "ask" (func (param "request" $request)
+      (result (result $answer (error $error)))))))""",
+    {"ask": "(param i32 i32 i32 i32 i32 i32 i32)"},
+)
+
+_ORACLE: Final = f"""(local.set $a (call $allocate (i32.const 12)))
+    (i32.store8 (local.get $a) (i32.const 1))
+    (i32.store offset=4 (local.get $a) (local.get $payload))
+    (i32.store offset=8 (local.get $a) (local.get $payload-length))
+    (local.set $b (call $allocate (i32.const 16)))
+    (call $inference-ask (local.get $a) (i32.const 1) (i32.const {ANSWER_TOKENS})
+      (i32.const 1) "{ANSWER_SCHEMA}" (local.get $b))
+    (if (i32.load8_u (local.get $b)) (then (unreachable)))
+    {wat.ECHO}"""
+"""Asks the model about what it is told, with a schema, and passes it on when it was answered."""
+
+
+def topology_of(model: Path | None) -> tuple[Station, ...]:
+    return TOPOLOGY if model is None else (*TOPOLOGY, *TALKING)
+
+
+def install(folder: Path, model: Path | None = None) -> Installation:
+    """A fresh installation with the agents of `TOPOLOGY`; with a model those of `TALKING` too."""
     made = agentd("init", str(folder / "here"))
     assert made.status == 0, made.errors
     installation = Installation(folder / "here")
     for path in (installation.folder / "agents.d").glob("*.toml"):
         path.unlink()
     document = tomllib.loads(installation.config.read_text())
-    del document["model"]  # nobody needs one
+    del document["model"]
+    if model is not None:
+        document["model"] = {"default": {"file": str(model), "slots": 2, "context": 2048}}
     installation.config.write_text(tomli_w.dumps(document))
     components = {
         "counter": (wat.agent("0.2.0", imports=(wat.STATE,), handle=_COUNTER), ["state"]),
         "diarist": (wat.agent("0.2.0", imports=(_MEMORY,), handle=_DIARIST), ["memory"]),
         "crier": (wat.agent("0.2.0", imports=(wat.HEALTH,), handle=_CRIER), ["health"]),
+        **dict.fromkeys(
+            ("oracle", "augur"),
+            (wat.agent("0.2.0", imports=(_INFERENCE,), handle=_ORACLE), ["inference"]),
+        ),
     }
-    for station in TOPOLOGY:
+    for station in topology_of(model):
         inbox = INBOXES.get(station.name, INBOX)
         keys: dict[str, Any] = {
             "consumes": list(station.consumes),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from effects_checker import Sent
-from kill_agents import KEPT, POURED, RELAYED
+from kill_agents import ASKED, KEPT, POURED, RELAYED
 
 from ipc_protocol.aio import Connection, connect
 from ipc_protocol.control import Publish, Published
@@ -30,22 +30,29 @@ ROUTES: Final = {
     "south": (RELAYED, RELAYED, KEPT),
     "east": (RELAYED,),
     "well": (POURED,),
+    "asker": (ASKED,),
 }
 """The publishers, and the topics that each of them chooses from."""
 
+PUBLISHERS: Final = ("north", "south", "east", "well")
+PUBLISHERS_OF_MODELS: Final = ("north", "asker")
+"""Where there is a model, which needs more of the machine than all the others."""
+
 BATCH_MAX: Final = 16
-BATCH_OF: Final = {RELAYED: BATCH_MAX, KEPT: 3, POURED: 24}
+BATCH_OF: Final = {RELAYED: BATCH_MAX, KEPT: 3, POURED: 24, ASKED: 2}
 """Messages of one request. An effect of a component is a commit of its own, so those are few."""
 
 PAUSE_SECONDS_MAX: Final = 0.15
 """Between two requests: the daemon is at work most of the time, and keeps up."""
 
-WELL_PAUSE_SECONDS: Final = 1.5
-"""What is parked because an inbox is full is tried again after a second."""
+SLOW_SECONDS: Final = {"well": 1.5, "asker": 1.0}
+"""What is parked because an inbox is full is tried again after a second; and a model generates some
+hundred tokens in one."""
 
 FILLER_BYTES_MAX: Final = 700
-KEPT_FILLER_BYTES_MAX: Final = 40
-"""What a component says of its health stands in the log, which should stay readable."""
+SHORT_FILLER_BYTES_MAX: Final = 40
+"""What a component says of its health stands in the log, which should stay readable; and a model
+reads what it is asked."""
 REPEATED_SHARE: Final = 0.1
 """Of what was acknowledged, published again."""
 
@@ -90,9 +97,8 @@ class Publisher:
                         await enough.wait()
 
     def _pause(self) -> float:
-        if self.name == "well":
-            return WELL_PAUSE_SECONDS
-        return self._random.uniform(0, PAUSE_SECONDS_MAX)
+        slow = SLOW_SECONDS.get(self.name)
+        return self._random.uniform(0, PAUSE_SECONDS_MAX) if slow is None else slow
 
     def _next(self) -> Publish:
         """A request that this publisher has never made."""
@@ -108,7 +114,7 @@ class Publisher:
         )
 
     def _payload(self, topic: str, number: int) -> bytes:
-        size_max = KEPT_FILLER_BYTES_MAX if topic == KEPT else FILLER_BYTES_MAX
+        size_max = SHORT_FILLER_BYTES_MAX if topic in (KEPT, ASKED) else FILLER_BYTES_MAX
         filler = "x" * self._random.randint(0, size_max)
         return f"{self.name}/{number} {filler}".encode()
 

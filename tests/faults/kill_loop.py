@@ -19,9 +19,9 @@ from typing import Final
 
 from daemons import Installation, Process, RunningDaemon, descendants, is_alive
 from effects_checker import DEATHS_MAX, Report, Sent, check
-from kill_agents import TOPOLOGY, install
-from kill_load import ROUTES, Publisher, Tally, publishing
-from kill_plan import Life, Wound, plan
+from kill_agents import install, topology_of
+from kill_load import PUBLISHERS, PUBLISHERS_OF_MODELS, Publisher, Tally, publishing
+from kill_plan import WOUNDS, WOUNDS_OF_MODELS, Life, Wound, plan
 from mortals import (
     DEATH_SECONDS_MAX,
     LOOK_SECONDS,
@@ -36,7 +36,7 @@ from mortals import (
 from ipc_protocol.aio import Connection
 from ipc_protocol.control import Status
 from ipc_protocol.inference import Nothing
-from ipc_protocol.methods import STATUS
+from ipc_protocol.methods import SLOTS, STATUS
 from orchestrator.failpoints import VARIABLE
 
 AT_RANDOM: Final = "at random"
@@ -99,12 +99,18 @@ class Outcome:
 
 
 class KillLoop:
-    """A run. `run` makes rounds until enough have been killed, or something is wrong."""
+    """A run. `run` makes rounds until enough have been killed, or something is wrong.
 
-    def __init__(self, folder: Path, seed: str, lives: int) -> None:
+    With a `model` there are agents that ask it, and its engine is killed as well: once in a life of
+    the daemon, since what ends an engine twice is taken for the cause.
+    """
+
+    def __init__(self, folder: Path, seed: str, lives: int, model: Path | None = None) -> None:
         self.outcome = Outcome(seed)
         self._folder = folder
         self._lives = lives
+        self._model = model
+        self._topology = topology_of(model)
         self._installation: Installation
         self._daemon: RunningDaemon | None = None
         self._publishers: list[Publisher] = []
@@ -115,6 +121,8 @@ class KillLoop:
         """Everybody who was found below a daemon."""
         self._worker_deaths: Counter[str] = Counter()
         """In this round, by agent."""
+        self._model_killed = False
+        """In this life of the daemon."""
 
     @property
     def database(self) -> Path:
@@ -127,7 +135,7 @@ class KillLoop:
 
     async def run(self, kills: int) -> Outcome:
         began, outcome = time.monotonic(), self.outcome
-        while outcome.kills.total() < kills and not outcome.problems:
+        while not self._enough(kills) and not outcome.problems:
             if outcome.rounds % ROUNDS_OF_AN_INSTALLATION == 0:
                 await self._move()
             try:
@@ -141,13 +149,19 @@ class KillLoop:
             self._keep()
         return outcome
 
+    def _enough(self, kills: int) -> bool:
+        """So many, and the engine of the model among them where there is one."""
+        victims = {victim for victim, _ in self.outcome.kills}
+        return self.outcome.kills.total() >= kills and (self._model is None or "model" in victims)
+
     async def _move(self) -> None:
         """Into a fresh installation."""
         folder = self._folder / str(self.outcome.rounds)
         folder.mkdir()
-        self._installation = await asyncio.to_thread(install, folder)
+        self._installation = await asyncio.to_thread(install, folder, self._model)
         socket, tally, seed = self._installation.socket, self.outcome.tally, self._seed("load")
-        self._publishers = [Publisher(name, socket, seed, tally) for name in ROUTES]
+        names = PUBLISHERS if self._model is None else PUBLISHERS_OF_MODELS
+        self._publishers = [Publisher(name, socket, seed, tally) for name in names]
         self._counted, self._counted_load = Report(), 0
 
     def _seed(self, what: str) -> str:
@@ -168,7 +182,8 @@ class KillLoop:
     async def _round(self) -> None:
         randomly = random.Random(self._seed("kills"))
         self._worker_deaths.clear()
-        lives, last = plan(randomly, self._lives)
+        whom = WOUNDS if self._model is None else WOUNDS_OF_MODELS
+        lives, last = plan(randomly, self._lives, whom)
         async with publishing(self._publishers):
             for life in lives:
                 daemon = self._start(life)
@@ -180,7 +195,7 @@ class KillLoop:
         await self._come_to_rest(daemon)
         await asyncio.to_thread(daemon.stop)
         await self._all_gone()
-        self._count(await asyncio.to_thread(check, self.database, TOPOLOGY, self.load))
+        self._count(await asyncio.to_thread(check, self.database, self._topology, self.load))
 
     def _count(self, report: Report) -> None:
         outcome, before = self.outcome, self._counted
@@ -210,6 +225,7 @@ class KillLoop:
 
     def _start(self, life: Life) -> RunningDaemon:
         self.outcome.lives += 1
+        self._model_killed = False
         # A daemon that crashes of itself says where.
         armed = ("env", "PYTHONFAULTHANDLER=1", f"{VARIABLE}={life.fail_point}")
         self._daemon = self._installation.start(armed)
@@ -244,7 +260,20 @@ class KillLoop:
     ) -> int | None:
         if whom == "worker":
             return await self._worker(line, randomly)
+        if whom == "model":
+            return await self._generating(line)
         return program(daemon, whom)
+
+    async def _generating(self, line: Connection) -> int | None:
+        """The model's engine in the middle of an answer, unless it has been killed before."""
+        if self._model_killed:
+            return None
+        for engine in (await line.call(SLOTS, Nothing())).engines:
+            slots = [] if engine.status is None else engine.status.slots
+            if any(slot.state == "decode" for slot in slots):
+                self._model_killed = engine.pid is not None
+                return engine.pid
+        return None
 
     async def _worker(self, line: Connection, randomly: random.Random) -> int | None:
         """Of an agent that has work, if there is one, and whose deliveries may meet its death."""
@@ -281,7 +310,7 @@ class KillLoop:
 
     def _kill_everybody(self, daemon: RunningDaemon, randomly: random.Random) -> None:
         """In any order, so that the daemon may see some of them die before it does."""
-        self._worker_deaths.update(station.name for station in TOPOLOGY)
+        self._worker_deaths.update(station.name for station in self._topology)
         pids = [daemon.process.pid, *(one.pid for one in descendants(daemon.process.pid))]
         randomly.shuffle(pids)
         for pid in pids:

@@ -5,12 +5,16 @@ at a fail point, alone or with all that it has started. The last life comes to r
 """
 
 import random
+from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
-Wound = Literal["worker", "zygote", "engine"]
+Wound = Literal["worker", "zygote", "engine", "model"]
 
 WOUNDS: Final[tuple[Wound, ...]] = ("worker", "worker", "worker", "zygote", "engine")
 """How often each is drawn. Zygote and engine are few: their waits double within a daemon's life."""
+
+WOUNDS_OF_MODELS: Final[tuple[Wound, ...]] = (*WOUNDS, "model", "model", "model")
+"""Where there is a model. All but the first of a life are passed over, so it is drawn often."""
 
 WOUNDS_MAX: Final = 7
 LAST_WOUNDS_MAX: Final = 10
@@ -63,27 +67,32 @@ class Life(NamedTuple):
         return self.fail_point.partition(":")[0]
 
 
-def plan(randomly: random.Random, lives: int) -> tuple[list[Life], Life]:
-    """The lives of a round that end by SIGKILL, and the one that comes to rest."""
-    last = Life(when_up=True, wounds=_wounds(randomly, LAST_WOUNDS_MAX))
-    return [_life(randomly) for _ in range(lives - 1)], last
+def plan(
+    randomly: random.Random, lives: int, whom: Sequence[Wound] = WOUNDS
+) -> tuple[list[Life], Life]:
+    """The lives of a round that end by SIGKILL, and the one that comes to rest. `whom` the wounds
+    are drawn from."""
+    last = Life(when_up=True, wounds=_wounds(randomly, LAST_WOUNDS_MAX, whom))
+    return [_life(randomly, whom) for _ in range(lives - 1)], last
 
 
-def _life(randomly: random.Random) -> Life:
+def _life(randomly: random.Random, whom: Sequence[Wound]) -> Life:
     name = randomly.choice(list(FAIL_POINTS))
     fail_point = f"{name}:{randomly.randint(1, FAIL_POINTS[name])}"
     end = randomly.random()
     return Life(
         when_up=randomly.random() < WHEN_UP_SHARE,
-        wounds=_wounds(randomly, WOUNDS_MAX),
+        wounds=_wounds(randomly, WOUNDS_MAX, whom),
         fail_point=fail_point if end < FAIL_POINT_SHARE else "",
         everybody=end > 1 - EVERYBODY_SHARE,
         rest=randomly.uniform(0, REST_SECONDS_MAX),
     )
 
 
-def _wounds(randomly: random.Random, count_max: int) -> tuple[tuple[float, Wound], ...]:
+def _wounds(
+    randomly: random.Random, count_max: int, whom: Sequence[Wound]
+) -> tuple[tuple[float, Wound], ...]:
     count = randomly.randint(0, count_max)
     return tuple(
-        (randomly.uniform(0, WOUND_SECONDS_MAX), randomly.choice(WOUNDS)) for _ in range(count)
+        (randomly.uniform(0, WOUND_SECONDS_MAX), randomly.choice(whom)) for _ in range(count)
     )

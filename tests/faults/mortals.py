@@ -16,13 +16,15 @@ from ipc_protocol.aio import Connection, connect
 from ipc_protocol.errors import Failure
 from ipc_protocol.events import Hello
 
-Program = Literal["zygote", "engine"]
+Program = Literal["zygote", "engine", "model"]
 
-PROGRAMS: Final[dict[Program, str]] = {
-    "zygote": "agent_runtime",
-    "engine": "inference_client.engine",
+PROGRAMS: Final[dict[Program, set[bytes]]] = {
+    "zygote": {b"agent_runtime"},
+    "engine": {b"inference_client.engine", b"embedding"},
+    "model": {b"inference_client.engine", b"language"},
 }
-"""The modules that the daemon runs as programs."""
+"""The programs that the daemon runs: words of their command lines. *engine* is the one that makes
+vectors, *model* the one that generates."""
 
 SERVING_SECONDS_MAX: Final = 30.0
 DEATH_SECONDS_MAX: Final = 20.0
@@ -91,6 +93,6 @@ def program(daemon: RunningDaemon, name: Program) -> int | None:
         with contextlib.suppress(OSError):
             command = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
             # A worker has the command line of the zygote, whose child it is.
-            if PROGRAMS[name].encode() in command and parent_of(process.pid) == daemon.process.pid:
+            if PROGRAMS[name] <= set(command) and parent_of(process.pid) == daemon.process.pid:
                 return process.pid
     return None

@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 from daemons import short_folder
 from effects_checker import Sent, check
-from kill_agents import TOPOLOGY
+from kill_agents import TOPOLOGY, topology_of
 from kill_loop import AT_RANDOM, KillLoop, Outcome
 from kill_plan import FAIL_POINTS
 
@@ -29,6 +29,10 @@ LONG_KILLS: Final = 1000
 LONG_LIVES: Final = 6
 LONG_SECONDS_MAX: Final = 2 * 3600
 """Four times what it takes on two cores that have nothing else to do."""
+
+TALKING_KILLS: Final = 12
+TALKING_LIVES: Final = 3
+LONG_TALKING_KILLS: Final = 200
 
 VICTIMS: Final = {"daemon", "worker", "zygote", "engine", "all at once"}
 
@@ -76,6 +80,40 @@ def test_each_message_has_exactly_its_effects_over_a_thousand_kills(
     assert not outcome.problems, "\n".join(outcome.problems)
     assert {victim for victim, _ in outcome.kills} == VICTIMS
     assert {place for _, place in outcome.kills} == {*FAIL_POINTS, AT_RANDOM}
+
+
+@pytest.fixture(scope="module")
+def talking_run(model_path: Path) -> Iterator[Run]:
+    """A short run in which agents ask the model, whose engine is killed in the middle of it."""
+    with short_folder() as folder:
+        loop = KillLoop(folder, seed(), TALKING_LIVES, model_path)
+        print(f"AGENTD_KILL_SEED={loop.outcome.seed}")
+        asyncio.run(loop.run(TALKING_KILLS))
+        yield Run(loop.outcome, loop.database, loop.load)
+
+
+@pytest.mark.model
+def test_each_question_to_the_model_is_answered_once_over_a_dozen_kills(talking_run: Run) -> None:
+    print(talking_run.outcome.table)
+    assert not talking_run.outcome.problems, "\n".join(talking_run.outcome.problems)
+    assert talking_run.outcome.kills.total() >= TALKING_KILLS
+    assert talking_run.outcome.kills["model", AT_RANDOM] > 0
+
+
+@pytest.mark.faults
+@pytest.mark.model
+@pytest.mark.timeout(LONG_SECONDS_MAX)
+def test_each_question_to_the_model_is_answered_once_over_hundreds_of_kills(
+    model_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with short_folder() as folder:
+        loop = KillLoop(folder, seed(), LONG_LIVES, model_path)
+        print(f"AGENTD_KILL_SEED={loop.outcome.seed}")
+        outcome = asyncio.run(loop.run(LONG_TALKING_KILLS))
+    with capsys.disabled():
+        print(f"\n{outcome.table}")
+    assert not outcome.problems, "\n".join(outcome.problems)
+    assert {victim for victim, _ in outcome.kills} == {*VICTIMS, "model"}
 
 
 def test_no_fail_point_is_left_out() -> None:
@@ -157,6 +195,38 @@ def test_the_checker_finds(run: Run, tmp_path: Path, change: str, complaint: str
     tamper(copy, change)
     problems = check(copy, TOPOLOGY, run.load).problems
     assert any(complaint in problem for problem in problems), problems
+
+
+ANSWER: Final = "(SELECT max(delivery) FROM journal WHERE kind = 'infer')"
+
+TAMPERED_ANSWERS: Final = {
+    "a lost answer": (
+        f"DELETE FROM journal WHERE kind = 'infer' AND delivery = {ANSWER}",
+        "that are missing",
+    ),
+    "a doubled answer": (
+        f"CREATE TEMP TABLE copy AS SELECT * FROM journal WHERE delivery = {ANSWER}"
+        " AND kind = 'infer'; UPDATE copy SET step = 99; INSERT INTO journal SELECT * FROM copy",
+        "that came again",
+    ),
+    "half an answer": (
+        """UPDATE journal SET result = json_set(result, '$.text', '"half') """
+        f"WHERE kind = 'infer' AND delivery = {ANSWER}",
+        "that are not whole",
+    ),
+}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("change", "complaint"), TAMPERED_ANSWERS.values(), ids=TAMPERED_ANSWERS)
+def test_the_checker_finds_of_answers(
+    talking_run: Run, tmp_path: Path, change: str, complaint: str, model_path: Path
+) -> None:
+    copy = tmp_path / "agentd.db"
+    shutil.copy(talking_run.database, copy)
+    tamper(copy, change)
+    problems = check(copy, topology_of(model_path), talking_run.load).problems
+    assert any("answers to" in one and complaint in one for one in problems), problems
 
 
 def test_the_checker_finds_a_load_that_the_database_knows_nothing_of(run: Run) -> None:

@@ -190,7 +190,7 @@ async def test_scores_are_those_of_each_alone(model_path):
         await engine.client.start(start_of(model_path, SLOTS, "unified"))
         found = await asyncio.gather(*(engine.client.score(asked(agent)) for agent in agents))
         stolen = await asyncio.gather(
-            *(engine.client.score(asked(thief, of)) for thief, of in itertools.pairwise(agents))
+            *(engine.client.score(asked(thief, of)) for thief, of in itertools.pairwise(agents[:3]))
         )
     assert [one.logprob for one in found] == pytest.approx(alone, abs=NOISE)
     assert all(one.logprob < min(alone) - LEAK for one in stolen)

@@ -148,6 +148,19 @@ async def test_a_stream_brings_the_text_of_the_answer(start_engine):
         assert "".join(parts) == answer.text
 
 
+async def test_the_items_of_a_stream_tell_what_was_forced_of_them(start_engine):
+    async with start_engine() as engine:
+        forced = []
+
+        async def keep(item: GeneratedText) -> None:
+            forced.append(item.forced_tokens)
+            assert item.forced_tokens <= len(item.tokens)
+
+        typed = ask(stream=True, schema=DECISION, tokens_max=200)
+        answer = await engine.client.generate(typed, keep)
+        assert sum(forced) == answer.usage.forced_tokens > 0
+
+
 async def test_a_stop_string_ends_the_text_before_it(start_engine):
     async with start_engine() as engine:
         whole = await engine.client.generate(ask())

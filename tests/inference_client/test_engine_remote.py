@@ -241,9 +241,13 @@ async def test_a_typed_answer_is_checked() -> None:
 
 
 async def test_a_typed_answer_that_was_cut_is_a_matter_of_budget() -> None:
-    async with remote(says(event('{"act'), event(finish="length"), usage(9, 24), DONE)) as out:
+    async with remote(says(event('{"act'), event(finish="length"), usage(9, 24, 4), DONE)) as out:
         failure = await out.refused("inference.budget", schema=SCHEMA)
-        assert failure.problem.details == {"generated_tokens": 24}
+        assert failure.problem.details == {
+            "prompt_tokens": 9,
+            "cached_tokens": 4,
+            "generated_tokens": 24,
+        }
 
 
 # ---- Servers that are busy, broken, or refuse ----------------------------------------------------

@@ -31,6 +31,9 @@ ONLY_IN_TROUBLE: Final = {
     "agentd_worker_deaths_total",
     "agentd_worker_restarts_total",
     "agentd_program_restarts_total",
+    "agentd_num_preemptions_total",
+    "agentd_swapped_bytes_total",
+    "agentd_recomputed_tokens_total",
 }
 """Metrics that stay at 0 while nothing goes wrong."""
 
@@ -46,8 +49,15 @@ OF_COMPONENTS: Final = {
 OF_OLD_AGE: Final = {"agentd_store_rows_deleted_total"}
 """What is deleted is older than this daemon; `test_old_messages.py` sees it move."""
 
-OF_THE_MOMENT: Final = {"agentd_queue_depth", "agentd_parked", "agentd_attention_open"}
-"""Gauges of what waits: nothing does when everything is answered."""
+OF_THE_MOMENT: Final = {
+    "agentd_queue_depth",
+    "agentd_parked",
+    "agentd_attention_open",
+    "agentd_num_requests_running",
+    "agentd_num_requests_waiting",
+    "agentd_swap_bytes",
+}
+"""Gauges of what waits or is at work: nothing is when everything is answered."""
 
 
 @pytest.fixture(scope="module")

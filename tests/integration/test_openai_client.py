@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,19 +35,21 @@ WEATHER: Final[ChatCompletionToolParam] = {
 }
 
 
+def installed(folder: Path, model_path: Path) -> Installation:
+    client = {"key_sha256": hashlib.sha256(KEY.encode()).hexdigest(), "priority": "high"}
+    return Installation.bare(
+        folder / "here",
+        model={"default": {"file": str(model_path), "slots": 2, "context": 2048}},
+        gateway={"listen": ""},
+        endpoint={"listen": "unix:models.sock"},
+        client={"ada": client},
+    )
+
+
 @pytest.fixture(scope="module")
 def daemon(model_path: Path) -> Iterator[RunningDaemon]:
-    client = {"key_sha256": hashlib.sha256(KEY.encode()).hexdigest(), "priority": "high"}
-    with short_folder() as folder:
-        installation = Installation.bare(
-            folder / "here",
-            model={"default": {"file": str(model_path), "slots": 2, "context": 2048}},
-            gateway={"listen": ""},
-            endpoint={"listen": "unix:models.sock"},
-            client={"ada": client},
-        )
-        with installation.running() as daemon:
-            yield daemon
+    with short_folder() as folder, installed(folder, model_path).running() as daemon:
+        yield daemon
 
 
 def connected(daemon: RunningDaemon, key: str) -> openai.OpenAI:
@@ -65,9 +70,14 @@ def client(daemon: RunningDaemon) -> Iterator[openai.OpenAI]:
         yield client
 
 
+def engine_process(daemon: RunningDaemon) -> dict[str, Any]:
+    engines: dict[str, Any] = {one["name"]: one for one in daemon.ctl("slots")["engines"]}
+    found: dict[str, Any] = engines["default"]
+    return found
+
+
 def engine(daemon: RunningDaemon) -> dict[str, Any]:
-    engines = {one["name"]: one for one in daemon.ctl("slots")["engines"]}
-    status: dict[str, Any] = engines["default"]["status"]
+    status: dict[str, Any] = engine_process(daemon)["status"]
     return status
 
 
@@ -137,6 +147,7 @@ def test_a_prompt_is_completed_with_its_logprobs(client: openai.OpenAI) -> None:
 def test_texts_become_vectors(client: openai.OpenAI) -> None:
     answer = client.embeddings.create(model="embed", input=["a boiler", "a kettle"])
     assert [len(one.embedding) for one in answer.data] == [256, 256]
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 2
 
 
 def test_models_are_those_of_the_configuration(client: openai.OpenAI) -> None:
@@ -202,3 +213,46 @@ def test_what_was_spent_stands_under_the_name_of_the_client(
     spent = {one["agent"]: one for one in engine(daemon)["usage"]}
     assert spent["ada"]["requests"] >= 1
     assert spent["ada"]["generated_tokens"] >= 1
+
+
+# ---- What dies, and what is stopped --------------------------------------------------------------
+
+
+def test_a_stream_goes_on_behind_the_death_of_its_engine(
+    daemon: RunningDaemon, client: openai.OpenAI
+) -> None:
+    asking: Any = {"model": "default", "prompt": "One, two,", "max_tokens": 60, "temperature": 0}
+    pid = engine_process(daemon)["pid"]
+    stream = client.completions.create(**asking, stream=True)
+    texts = []
+    for chunk in stream:
+        texts.append(chunk.choices[0].text)
+        if len(texts) == 5:
+            os.kill(pid, signal.SIGKILL)
+    assert engine_process(daemon)["pid"] not in (None, pid)
+    assert "".join(texts) == client.completions.create(**asking).choices[0].text
+
+
+def test_a_daemon_that_is_stopped_ends_what_is_under_way_with_an_error(model_path: Path) -> None:
+    with short_folder() as folder:
+        daemon = installed(folder, model_path).start()
+        try:
+            daemon.wait_healthy()
+            with connected(daemon, KEY) as client, ThreadPoolExecutor(2) as threads:
+                asking: Any = {"model": "default", "prompt": "One, two,", "max_tokens": 1900}
+                stream = client.completions.create(**asking, stream=True)
+                next(stream)
+                whole = threads.submit(client.completions.create, **asking)
+
+                def both() -> bool:
+                    return all(slot["state"] != "free" for slot in engine(daemon)["slots"])
+
+                daemon.wait(both, "to have both in slots")
+                daemon.stop()
+                with pytest.raises(openai.APIError):
+                    list(stream)
+                with pytest.raises(openai.APIError):
+                    whole.result()
+        finally:
+            if daemon.process.poll() is None:
+                daemon.kill()

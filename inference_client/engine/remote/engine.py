@@ -193,6 +193,8 @@ class _Front:
                     "inference.budget",
                     f"{asked.tokens_max} tokens were too few for the answer.",
                     "Give it a larger budget, or a schema that allows less.",
+                    prompt_tokens=usage.prompt_tokens,
+                    cached_tokens=usage.cached_tokens,
                     generated_tokens=usage.generated_tokens,
                 )
             await asyncio.to_thread(schema.check, answer.text, self.info.name)

@@ -85,6 +85,9 @@ def test_what_an_agent_may_have_of_its_model_is_a_limit_of_its(tmp_path: Path) -
         ('[model.big]\nurl = "ftp://x/v1"\n', 2, "model.big.url", "another text", "https://"),
         ("[model.big]\nurl = 3\n", 2, "model.big.url", "3", "https://"),
         ("[model.embed]\n", 1, "model.embed", "the embedding model", "another name"),
+        ('[model."a/b"]\n', 1, 'model."a/b"', '"a/b"', "letters, digits"),
+        ('[model."a\\nb"]\n', 1, 'model."a\\nb"', '"a\\nb"', "letters, digits"),
+        ('[model.""]\n', 1, 'model.""', '""', "letters, digits"),
         ("[model.big]\npreference_weight = nan\n", 2, "model.big.preference_weight", "nan", "most"),
         ('[model.big]\nkv_type = "q9"\n', 2, "model.big.kv_type", '"q9"', "'q8_0'"),
         (

@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from scripted_models import LIMITED_KEY, Models, client_at, program, served, unused_port
 
 from ipc_protocol.errors import Failure
-from ipc_protocol.inference import ChatMessage
+from ipc_protocol.frames import FrameType, encode
+from ipc_protocol.inference import ChatMessage, Generated, TokenLogprob, Usage
 from orchestrator.gateway.openai_bodies import (
     IGNORED,
     REFUSED,
@@ -165,6 +166,32 @@ async def test_logprobs_come_whole_and_streamed(client: openai.AsyncOpenAI) -> N
         for one in choice.logprobs.content or []
     ]
     assert found == ["Hel", "lo", "."]
+
+
+@pytest.mark.parametrize("others", [0, 1, 20])
+async def test_as_many_likelihoods_are_asked_for_as_fit_into_one_answer(
+    client: openai.AsyncOpenAI, models: Models, others: int
+) -> None:
+    asking: Any = {"model": "large", "messages": HELLO, "logprobs": True, "top_logprobs": others}
+    await client.chat.completions.create(**asking)
+    (asked,) = models.language.asked
+    tokens = asked.tokens_max
+    assert tokens == (8192 if others < 20 else 2047)
+    token = TokenLogprob(piece=b"x", logprob=-0.5, others=[(b"x", -0.5)] * others)
+    spent = Usage(
+        prompt_tokens=1,
+        cached_tokens=1,
+        generated_tokens=1,
+        queue_us=1,
+        first_token_us=1,
+        total_us=1,
+        forced_tokens=1,
+        preemptions=1,
+    )
+    whole = Generated(text="x", finish="length", usage=spent, logprobs=[token] * tokens)
+    assert encode(FrameType.RESULT, 1, whole)
+    with pytest.raises(openai.BadRequestError, match="at most"):
+        await client.chat.completions.create(**asking, max_tokens=100_000)
 
 
 async def test_a_prompt_is_completed(client: openai.AsyncOpenAI, models: Models) -> None:
