@@ -15,8 +15,8 @@ import numpy.typing as npt
 from inference_client.engine.batch import Batch, SequenceRow
 from inference_client.engine.device_sampling import Chain
 from inference_client.engine.llama import DecodeError, Model, complaint, invalid_model, library
+from inference_client.engine.planning.slots import Copy, Forget, Keep, Operation, SwapIn, SwapOut
 from inference_client.engine.sampling import Logits
-from inference_client.engine.slots import Copy, Forget, Keep, Operation, SwapIn, SwapOut
 from ipc_protocol.inference import EngineStart, KvLayout, KvType
 
 log = logging.getLogger(__name__)

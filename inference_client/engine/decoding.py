@@ -15,11 +15,11 @@ from typing import Final
 
 from inference_client.engine.context import Context
 from inference_client.engine.grammar import check
-from inference_client.engine.planner import Planner, Row, Step
+from inference_client.engine.planning.planner import Planner, Row, Step
+from inference_client.engine.planning.request import Request
+from inference_client.engine.planning.slots import SwapIn, SwapOut
 from inference_client.engine.report import Accounts, status_of
-from inference_client.engine.request import Request
 from inference_client.engine.sampling import log_softmax
-from inference_client.engine.slots import SwapIn, SwapOut
 from inference_client.engine.telemetry import Telemetry
 from inference_client.engine.threads import Cores
 from inference_client.engine.work import Work

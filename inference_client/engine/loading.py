@@ -8,8 +8,8 @@ from inference_client import gguf
 from inference_client.engine.context import Context
 from inference_client.engine.device_sampling import Chain
 from inference_client.engine.llama import Device, Model, devices
-from inference_client.engine.planner import Policy
-from inference_client.engine.swap import SwapArea
+from inference_client.engine.planning.planner import Policy
+from inference_client.engine.planning.swap import SwapArea
 from inference_client.engine.threads import Cores
 from ipc_protocol.errors import Failure
 from ipc_protocol.inference import EngineStart, KvLayout, ModelInfo, Sampling

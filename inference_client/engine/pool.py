@@ -13,11 +13,11 @@ from inference_client.engine.context import Context
 from inference_client.engine.decoding import Decoder, now_us
 from inference_client.engine.device_sampling import Chain, suits
 from inference_client.engine.grammar import Grammar, Grammars
-from inference_client.engine.planner import Planner, Policy
-from inference_client.engine.queue import RequestQueue
-from inference_client.engine.request import Request
-from inference_client.engine.slots import SlotTable
-from inference_client.engine.swap import SwapArea
+from inference_client.engine.planning.planner import Planner, Policy
+from inference_client.engine.planning.queue import RequestQueue
+from inference_client.engine.planning.request import Request
+from inference_client.engine.planning.slots import SlotTable
+from inference_client.engine.planning.swap import SwapArea
 from inference_client.engine.threads import Cores
 from inference_client.engine.work import SendItem, Work
 from ipc_protocol import inference

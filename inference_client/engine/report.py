@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from inference_client.engine.planner import Planner
-from inference_client.engine.slots import Slot
+from inference_client.engine.planning.planner import Planner
+from inference_client.engine.planning.slots import Slot
 from inference_client.engine.telemetry import Telemetry
 from ipc_protocol.inference import (
     AgentUsage,

@@ -11,7 +11,7 @@ from typing import Any
 
 from inference_client.engine.answer import Answer
 from inference_client.engine.device_sampling import Chain
-from inference_client.engine.request import Request
+from inference_client.engine.planning.request import Request
 from ipc_protocol import inference
 from ipc_protocol.errors import Failure
 

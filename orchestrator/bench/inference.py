@@ -296,7 +296,13 @@ RUNS: Final[dict[str, Callable[[Bench], Awaitable[list[Measure]]]]] = {
 
 async def _simulation(folder: Path, minutes: int) -> list[Measure]:
     """The policy alone, in simulated time: no model and no device."""
-    program = ("-m", "inference_client.engine.simulation", "--json", "--minutes", str(minutes))
+    program = (
+        "-m",
+        "inference_client.engine.planning.simulation",
+        "--json",
+        "--minutes",
+        str(minutes),
+    )
     said = b""
     with contextlib.suppress(TimeoutError):
         async with (

@@ -1,4 +1,4 @@
-"""From what `inference_client.engine.simulation --json` says to rows of the table. Pure."""
+"""From what the simulation of the planning says, as JSON, to rows of the table. Pure."""
 
 from typing import Final
 

@@ -9,11 +9,11 @@ own, however often it was preempted, moved to the host and resumed.
 import zlib
 from dataclasses import dataclass, field
 
-from inference_client.engine.pacing import Pacing
-from inference_client.engine.planner import Planner, Policy, Row, Step
-from inference_client.engine.queue import RequestQueue
-from inference_client.engine.request import Request
-from inference_client.engine.slots import (
+from inference_client.engine.planning.pacing import Pacing
+from inference_client.engine.planning.planner import Planner, Policy, Row, Step
+from inference_client.engine.planning.queue import RequestQueue
+from inference_client.engine.planning.request import Request
+from inference_client.engine.planning.slots import (
     Copy,
     Forget,
     Keep,
@@ -22,7 +22,7 @@ from inference_client.engine.slots import (
     SwapIn,
     SwapOut,
 )
-from inference_client.engine.swap import SwapArea
+from inference_client.engine.planning.swap import SwapArea
 from ipc_protocol.inference import KvLayout, Share
 from ipc_protocol.values import Priority
 

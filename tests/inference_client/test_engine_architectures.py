@@ -15,8 +15,8 @@ from engines import running_engine
 
 from inference_client.engine.context import Context
 from inference_client.engine.llama import Model
+from inference_client.engine.planning.slots import Copy, Forget, Keep, SwapIn, SwapOut
 from inference_client.engine.sampling import log_softmax
-from inference_client.engine.slots import Copy, Forget, Keep, SwapIn, SwapOut
 from ipc_protocol.inference import EngineStart, Generate
 
 pytestmark = pytest.mark.model

@@ -6,8 +6,8 @@ import pytest
 from inference_client.engine.context import Context
 from inference_client.engine.device_sampling import Chain
 from inference_client.engine.llama import Model, devices
+from inference_client.engine.planning.slots import Copy, Forget, Keep, SwapIn, SwapOut
 from inference_client.engine.sampling import log_softmax
-from inference_client.engine.slots import Copy, Forget, Keep, SwapIn, SwapOut
 from ipc_protocol.inference import EngineStart, Sampling
 
 pytestmark = pytest.mark.model

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from inference_client.engine import agents as agents_module
-from inference_client.engine.agents import EXPECTED_TOKENS, RETURN_US, Agents
-from inference_client.engine.pacing import (
+from inference_client.engine.planning import agents as agents_module
+from inference_client.engine.planning.agents import EXPECTED_TOKENS, RETURN_US, Agents
+from inference_client.engine.planning.pacing import (
     PRIOR_DECODE_US,
     PRIOR_PREFILL_US,
     PRIOR_SWAP_US,
@@ -14,7 +14,7 @@ from inference_client.engine.pacing import (
     WEIGHT,
     Pacing,
 )
-from inference_client.engine.request import Request
+from inference_client.engine.planning.request import Request
 from ipc_protocol.inference import Share
 
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import Simulation, answer
 
-from inference_client.engine.agents import EXPECTED_TOKENS
-from inference_client.engine.planner import Policy
-from inference_client.engine.request import Request
-from inference_client.engine.slots import Copy, SwapOut
+from inference_client.engine.planning.agents import EXPECTED_TOKENS
+from inference_client.engine.planning.planner import Policy
+from inference_client.engine.planning.request import Request
+from inference_client.engine.planning.slots import Copy, SwapOut
 from ipc_protocol.errors import Failure
 from ipc_protocol.inference import Share
 

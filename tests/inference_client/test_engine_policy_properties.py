@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import Simulation, answer
 
-from inference_client.engine.planner import Policy, Step
+from inference_client.engine.planning.planner import Policy, Step
 from ipc_protocol.values import PRIORITIES
 
 ARRIVALS = st.lists(

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_client.engine import queue
-from inference_client.engine.queue import RequestQueue
-from inference_client.engine.request import Request
+from inference_client.engine.planning import queue
+from inference_client.engine.planning.queue import RequestQueue
+from inference_client.engine.planning.request import Request
 from ipc_protocol.errors import Failure
 from ipc_protocol.inference import Share
 from ipc_protocol.values import PRIORITIES, Priority, rank

@@ -2,6 +2,7 @@
 
 import pytest
 
+from inference_client.engine.planning.request import Request
 from inference_client.engine.remote.messages import (
     ANSWER_CHARACTERS_MAX,
     Dialect,
@@ -14,7 +15,6 @@ from inference_client.engine.remote.retries import BACKOFF, Refusal, delay_secon
 from inference_client.engine.remote.schema import AnswerSchema
 from inference_client.engine.remote.sse import EVENT_CHARACTERS_MAX, EventReader
 from inference_client.engine.remote.turns import STARVING_TURNS, STARVING_US, Turns
-from inference_client.engine.request import Request
 from ipc_protocol.errors import Failure
 from ipc_protocol.inference import ChatMessage, Generate, Sampling, Share
 from ipc_protocol.values import Priority

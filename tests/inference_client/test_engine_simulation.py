@@ -5,7 +5,7 @@ import json
 import pytest
 
 from inference_client.engine import simulation
-from inference_client.engine.simulation import (
+from inference_client.engine.planning.simulation import (
     Arrival,
     Fifo,
     Pooled,

@@ -4,10 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_client.engine.cells import Cells
-from inference_client.engine.prefixes import PrefixIndex, common_prefix, extend_hashes
-from inference_client.engine.request import Request
-from inference_client.engine.slots import Choice, Copy, Forget, Keep, Slot, SlotTable, SwapIn
+from inference_client.engine.planning.cells import Cells
+from inference_client.engine.planning.prefixes import PrefixIndex, common_prefix, extend_hashes
+from inference_client.engine.planning.request import Request
+from inference_client.engine.planning.slots import (
+    Choice,
+    Copy,
+    Forget,
+    Keep,
+    Slot,
+    SlotTable,
+    SwapIn,
+)
 
 
 def request(tokens: list[int], agent: str = "a", number: int = 1) -> Request:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_client.engine.request import Request
-from inference_client.engine.swap import AGENT_RESIDENTS_MAX, SwapArea, Swapped
+from inference_client.engine.planning.request import Request
+from inference_client.engine.planning.swap import AGENT_RESIDENTS_MAX, SwapArea, Swapped
 
 
 def request(tokens: list[int], agent: str = "a") -> Request:

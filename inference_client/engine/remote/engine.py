@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+from inference_client.engine.planning.request import Request
 from inference_client.engine.remote import messages as messages
 from inference_client.engine.remote.exchange import Exchange
 from inference_client.engine.remote.messages import RemoteAnswer
@@ -23,7 +24,6 @@ from inference_client.engine.remote.retries import BACKOFF, Backoff
 from inference_client.engine.remote.schema import AnswerSchema
 from inference_client.engine.remote.turns import Turns
 from inference_client.engine.report import Accounts
-from inference_client.engine.request import Request
 from ipc_protocol import methods
 from ipc_protocol.aio import Call, Handlers
 from ipc_protocol.errors import Failure

@@ -9,9 +9,9 @@ waited for too long, but never before an urgent request. Pure.
 from collections.abc import Iterator
 from typing import Final
 
-from inference_client.engine.agents import Agents
-from inference_client.engine.queue import RequestQueue
-from inference_client.engine.request import Request
+from inference_client.engine.planning.agents import Agents
+from inference_client.engine.planning.queue import RequestQueue
+from inference_client.engine.planning.request import Request
 from ipc_protocol.inference import SlotState, Waiting
 from ipc_protocol.values import PRIORITIES, rank
 

@@ -10,12 +10,19 @@ Pure: it decides and collects the operations that make the cache follow.
 
 from typing import Final
 
-from inference_client.engine.agents import Agents
-from inference_client.engine.pacing import Pacing
-from inference_client.engine.policy import Counters
-from inference_client.engine.request import Request
-from inference_client.engine.slots import Choice, Forget, Operation, Slot, SlotTable, SwapOut
-from inference_client.engine.swap import SwapArea, Swapped
+from inference_client.engine.planning.agents import Agents
+from inference_client.engine.planning.pacing import Pacing
+from inference_client.engine.planning.policy import Counters
+from inference_client.engine.planning.request import Request
+from inference_client.engine.planning.slots import (
+    Choice,
+    Forget,
+    Operation,
+    Slot,
+    SlotTable,
+    SwapOut,
+)
+from inference_client.engine.planning.swap import SwapArea, Swapped
 from ipc_protocol.values import PRIORITIES
 
 WAITS_US: Final = 1_000_000

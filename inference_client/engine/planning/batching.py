@@ -17,12 +17,12 @@ Pure: no clock, no socket, no model.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from inference_client.engine.admission import URGENT, Admission
-from inference_client.engine.cache import Cache
-from inference_client.engine.pacing import Pacing
-from inference_client.engine.policy import Counters, Policy
-from inference_client.engine.queue import RequestQueue
-from inference_client.engine.request import Request
+from inference_client.engine.planning.admission import URGENT, Admission
+from inference_client.engine.planning.cache import Cache
+from inference_client.engine.planning.pacing import Pacing
+from inference_client.engine.planning.policy import Counters, Policy
+from inference_client.engine.planning.queue import RequestQueue
+from inference_client.engine.planning.request import Request
 
 
 @dataclass(frozen=True)

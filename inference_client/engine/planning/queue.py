@@ -15,8 +15,8 @@ import heapq
 from collections.abc import Container, Iterator
 from typing import Final
 
-from inference_client.engine.agents import WEIGHT_MIN
-from inference_client.engine.request import NEVER_US, Request
+from inference_client.engine.planning.agents import WEIGHT_MIN
+from inference_client.engine.planning.request import NEVER_US, Request
 from ipc_protocol.errors import Failure
 from ipc_protocol.values import PRIORITIES
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from inference_client.engine.prefixes import common_prefix
-from inference_client.engine.request import Request
+from inference_client.engine.planning.prefixes import common_prefix
+from inference_client.engine.planning.request import Request
 
 AGENT_RESIDENTS_MAX: Final = 4
 """Residents of one agent: what it works on lately. More would be older turns of the same talk."""

@@ -19,14 +19,14 @@ Pure: it decides and returns the operations that make the cache follow.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from inference_client.engine.cells import Cells
-from inference_client.engine.prefixes import (
+from inference_client.engine.planning.cells import Cells
+from inference_client.engine.planning.prefixes import (
     BLOCK_TOKENS,
     PrefixIndex,
     common_prefix,
     extend_hashes,
 )
-from inference_client.engine.request import Request
+from inference_client.engine.planning.request import Request
 from ipc_protocol.inference import KvLayout
 
 

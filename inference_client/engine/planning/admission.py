@@ -17,13 +17,13 @@ Pure: no clock, no socket, no model.
 
 import itertools
 
-from inference_client.engine.agents import Agents
-from inference_client.engine.cache import Cache
-from inference_client.engine.policy import Counters, Policy
-from inference_client.engine.prefixes import PrefixIndex, common_prefix
-from inference_client.engine.queue import RequestQueue
-from inference_client.engine.request import Request
-from inference_client.engine.slots import Choice
+from inference_client.engine.planning.agents import Agents
+from inference_client.engine.planning.cache import Cache
+from inference_client.engine.planning.policy import Counters, Policy
+from inference_client.engine.planning.prefixes import PrefixIndex, common_prefix
+from inference_client.engine.planning.queue import RequestQueue
+from inference_client.engine.planning.request import Request
+from inference_client.engine.planning.slots import Choice
 from ipc_protocol.values import PRIORITIES
 
 URGENT = 0

@@ -20,17 +20,17 @@ Pure: no clock, no socket, no model.
 
 from dataclasses import dataclass
 
-from inference_client.engine.admission import Admission
-from inference_client.engine.agents import Agents
-from inference_client.engine.batching import Batching, Row
-from inference_client.engine.cache import Cache
-from inference_client.engine.forecast import Forecast, Place
-from inference_client.engine.pacing import Pacing
-from inference_client.engine.policy import Counters, Policy
-from inference_client.engine.queue import RequestQueue
-from inference_client.engine.request import Request
-from inference_client.engine.slots import Operation, SlotTable, SwapIn, SwapOut
-from inference_client.engine.swap import SwapArea
+from inference_client.engine.planning.admission import Admission
+from inference_client.engine.planning.agents import Agents
+from inference_client.engine.planning.batching import Batching, Row
+from inference_client.engine.planning.cache import Cache
+from inference_client.engine.planning.forecast import Forecast, Place
+from inference_client.engine.planning.pacing import Pacing
+from inference_client.engine.planning.policy import Counters, Policy
+from inference_client.engine.planning.queue import RequestQueue
+from inference_client.engine.planning.request import Request
+from inference_client.engine.planning.slots import Operation, SlotTable, SwapIn, SwapOut
+from inference_client.engine.planning.swap import SwapArea
 from ipc_protocol.errors import Failure
 
 __all__ = ["Counters", "Place", "Planner", "Policy", "Row", "Step"]

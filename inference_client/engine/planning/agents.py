@@ -8,7 +8,7 @@ import bisect
 from dataclasses import dataclass, field
 from typing import Final
 
-from inference_client.engine.request import Request
+from inference_client.engine.planning.request import Request
 from ipc_protocol.inference import Share
 
 AGENTS_MAX: Final = 1024

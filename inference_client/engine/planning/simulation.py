@@ -1,6 +1,6 @@
 """The policy of the pool against first come, first served, in simulated time.
 
-    python -m inference_client.engine.simulation [--seed N] [--minutes 60] [--json]
+    python -m inference_client.engine.planning.simulation [--seed N] [--minutes 60] [--json]
 
 Twelve agents of five classes share four slots, and ask for all that those can do. The very same
 arrivals go to two servers: the real planner, and a peer that takes requests in the order in which
@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from inference_client.engine.planner import Planner, Policy
-from inference_client.engine.prefixes import common_prefix
-from inference_client.engine.queue import RequestQueue
-from inference_client.engine.request import Request
-from inference_client.engine.slots import SlotTable, SwapIn, SwapOut
-from inference_client.engine.swap import SwapArea
+from inference_client.engine.planning.planner import Planner, Policy
+from inference_client.engine.planning.prefixes import common_prefix
+from inference_client.engine.planning.queue import RequestQueue
+from inference_client.engine.planning.request import Request
+from inference_client.engine.planning.slots import SlotTable, SwapIn, SwapOut
+from inference_client.engine.planning.swap import SwapArea
 from ipc_protocol.values import PRIORITIES, Priority
 
 SECOND_US: Final = 1_000_000
@@ -352,7 +352,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m inference_client.engine.simulation",
+        prog="python -m inference_client.engine.planning.simulation",
         description="The pool against first come, first served, in simulated time.",
     )
     parser.add_argument("--seed", type=int, default=1)

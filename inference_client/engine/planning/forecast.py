@@ -10,13 +10,13 @@ import heapq
 from dataclasses import dataclass
 from typing import Literal
 
-from inference_client.engine.admission import FOLLOWS, Admission
-from inference_client.engine.agents import Agents
-from inference_client.engine.cache import Cache
-from inference_client.engine.pacing import Pacing
-from inference_client.engine.policy import Counters, Policy
-from inference_client.engine.queue import RequestQueue
-from inference_client.engine.request import Request
+from inference_client.engine.planning.admission import FOLLOWS, Admission
+from inference_client.engine.planning.agents import Agents
+from inference_client.engine.planning.cache import Cache
+from inference_client.engine.planning.pacing import Pacing
+from inference_client.engine.planning.policy import Counters, Policy
+from inference_client.engine.planning.queue import RequestQueue
+from inference_client.engine.planning.request import Request
 
 
 @dataclass(frozen=True)
