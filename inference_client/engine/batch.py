@@ -1,7 +1,7 @@
 """A llama_batch whose arrays are numpy's, so that a step fills it without allocating."""
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -45,16 +45,22 @@ class Batch:
             logits=self._logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
-    def fill(self, rows: Iterable[SequenceRow]) -> list[int]:
-        ends = []
+    def fill(self, rows: Sequence[SequenceRow]) -> list[int]:
+        """Put the rows in, ordered by sequence. Returns where the last token of each has come.
+
+        With cells for each sequence, llama.cpp computes those together whose numbers follow one
+        another in the batch; out of order each would be a batch of its own, at twice the time.
+        """
+        ends = [0] * len(rows)
         end = 0
-        for row in rows:
+        for place in sorted(range(len(rows)), key=lambda place: rows[place].slot):
+            row = rows[place]
             begin, end = end, end + len(row.tokens)
             self._token[begin:end] = row.tokens
             self._pos[begin:end] = np.arange(row.start, row.start + len(row.tokens))
             self._sequence[begin:end] = row.slot
             self._logits[begin:end] = 0
             self._logits[end - row.outputs : end] = 1
-            ends.append(end - 1)
+            ends[place] = end - 1
         self.struct.n_tokens = end
         return ends

@@ -22,11 +22,11 @@ from inference_client.engine.chat import fragments_of
 from ipc_protocol.errors import Failure
 from ipc_protocol.inference import ChatMessage
 
-# These are read when the library loads. Threads that wait for one another spin for 30 µs, and then
+# These are read when the library loads. Threads that wait for one another spin for 0.1 ms, and then
 # sleep: not to spin costs a third of the speed on a quiet machine, and spinning on costs all of it
 # on a busy one. An abort would start a debugger for its backtrace, where there is one. A CUDA build
 # crashes unless libstdc++ was loaded first.
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 with contextlib.suppress(OSError):
     ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)

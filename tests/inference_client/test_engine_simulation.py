@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from inference_client.engine import simulation
+from inference_client.engine.planning import simulation
 from inference_client.engine.planning.simulation import (
     Arrival,
     Fifo,

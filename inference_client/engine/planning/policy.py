@@ -19,9 +19,9 @@ class Policy:
     """The most prefill of a step. More makes nothing faster, and every request waits for it."""
     prefill_tokens_min: int = 8
     """The least prefill beside decodes of a more urgent class, so that it always gets on."""
-    step_us: int = 1_000_000
+    step_us: int = 1_200_000
     """Of a step that only prefills, when nothing more urgent has come lately: the whole of
-    `prefill_tokens` on a GPU, and some 230 on a processor core, where larger ones are no faster."""
+    `prefill_tokens` on a GPU or on two processor cores."""
     step_alert_us: int = 100_000
     """Of a step that prefills, when something more urgent came within `alert_us`: it may come again
     in the middle of the step, and then waits for the rest of it."""
@@ -29,7 +29,7 @@ class Policy:
     gap_factor: float = 3.0
     """Beside decodes of its own class, prefill makes a step at most this many times longer than
     one that only decodes, or `gap_us` long if that is more."""
-    gap_us: int = 250_000
+    gap_us: int = 400_000
     """Between two tokens of a decode beside prefill of its own class, for each request that is
     prefilled, up to `step_us`: one long prompt does not hold others up, and a burst of requests is
     prefilled as fast as it goes."""
