@@ -17,12 +17,9 @@ from inference_client.engine.device_sampling import Chain
 from inference_client.engine.llama import DecodeError, Model, complaint, invalid_model, library
 from inference_client.engine.planning.slots import Copy, Forget, Keep, Operation, SwapIn, SwapOut
 from inference_client.engine.sampling import Logits
-from ipc_protocol.inference import EngineStart, KvLayout, KvType
+from ipc_protocol.inference import EngineStart, KvLayout, KvType, Sampling
 
 log = logging.getLogger(__name__)
-
-UBATCH_TOKENS: Final = 512
-"""Tokens that are computed at once, of a batch that may have more: llama.cpp's default."""
 
 KV_TYPES: Final[dict[KvType, int]] = {
     "f32": 0,
@@ -51,16 +48,14 @@ PROBE_TOKENS: Final = 17
 
 
 class Context:
-    """`start.slots` sequences over `start.context` cells, in the layout that was asked for.
-
-    `outputs` are the most tokens of one batch whose logits are wanted.
-    """
+    """`start.slots` sequences over `start.context` cells, in a layout. `batch` are the most tokens
+    that are decoded at once: one pass over the weights for all of them."""
 
     def __init__(self, model: Model, start: EngineStart, layout: KvLayout, batch: int) -> None:
         params = library.llama_context_default_params()
         params.n_ctx = start.context
         params.n_batch = batch
-        params.n_ubatch = min(batch, UBATCH_TOKENS)
+        params.n_ubatch = batch
         params.n_seq_max = start.slots
         params.n_threads = params.n_threads_batch = start.threads
         params.kv_unified = layout == "unified"
@@ -180,6 +175,8 @@ class Context:
             return None
         if status != 0:
             raise DecodeError(f"llama_decode ended with {status}: {complaint()}")
+        # A GPU may still be at it. Who measures a step wants to know how long it takes.
+        library.llama_synchronize(self.pointer)
         return ends
 
     def logits(self, index: int) -> Logits:
@@ -192,11 +189,35 @@ class Context:
 
     def attach(self, slot: int, chain: Chain | None) -> bool:
         """Have the device sample for a sequence, or with None no longer. Whether it can."""
-        pointer = None if chain is None else chain.pointer
-        return bool(library.llama_set_sampler(self.pointer, slot, pointer))
+        if chain is None:
+            return bool(library.llama_set_sampler(self.pointer, slot, None))
+        chain.attachable()
+        return bool(library.llama_set_sampler(self.pointer, slot, chain.pointer))
+
+    def samples(self) -> bool:
+        """Whether the device really samples, greedily and by chance: a chain may be taken and not
+        be run. Leaves the cache as it was, empty."""
+        token = (self.model.end_tokens or [0])[0]
+        return all(
+            self._tries(Chain(sampling, self.model.vocabulary), token)
+            for sampling in (Sampling(), Sampling(temperature=1.0))
+        )
+
+    def _tries(self, chain: Chain, token: int) -> bool:
+        taken = self.attach(PROBE, chain)
+        try:
+            if not taken:
+                return False
+            ends = self.decode([_Probe([token])])
+            return ends is not None and self.sampled(ends[0]) >= 0
+        finally:
+            self.attach(PROBE, None)
+            chain.close()
+            library.llama_memory_seq_rm(self._memory, PROBE, -1, -1)
 
     def sampled(self, index: int) -> int:
-        """The token that the device has sampled behind one token of the last batch."""
+        """The token that the device has sampled behind one token of the last batch; less than 0
+        for none."""
         return int(library.llama_get_sampled_token_ith(self.pointer, index))
 
 

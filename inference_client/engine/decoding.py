@@ -15,6 +15,7 @@ from typing import Final
 
 from inference_client.engine.context import Context
 from inference_client.engine.grammar import check
+from inference_client.engine.llama import DecodeError
 from inference_client.engine.planning.planner import Planner, Row, Step
 from inference_client.engine.planning.request import Request
 from inference_client.engine.planning.slots import SwapIn, SwapOut
@@ -40,7 +41,8 @@ def now_us() -> int:
 
 
 class Decoder:
-    """`command` may be called from the event loop; all other methods run on the thread."""
+    """`start`, `stop`, `submit` and `report` are called on the event loop; all else runs on the
+    thread."""
 
     def __init__(
         self,
@@ -82,7 +84,12 @@ class Decoder:
 
     def submit(self, work: Work) -> None:
         """Let a request wait for its slot. Raises `inference.busy`."""
-        self._command(partial(self._submit, work))
+        try:
+            self._command(partial(self._submit, work))
+        except Failure:
+            if work.chain is not None:
+                work.chain.close()
+            raise
 
     def report(self, outcome: asyncio.Future[inference.EngineStatus]) -> None:
         """Settle `outcome` with the status between two steps. Raises `inference.busy`."""
@@ -141,7 +148,7 @@ class Decoder:
 
     def _drop_cancelled(self) -> None:
         for work in [work for work in self._works.values() if work.cancelled]:
-            self._finish(work)
+            self._finish(work, answered=False)
 
     def _step(self) -> int | None:
         """Decode one batch. Returns after how many µs the next one is due, None for not before
@@ -216,6 +223,8 @@ class Decoder:
         try:
             if work.chain is not None:
                 token = self._context.sampled(end)
+                if token < 0:
+                    raise DecodeError("the device has not sampled")
                 work.chain.accept(token)
                 answer.take(token)
             else:
@@ -254,7 +263,8 @@ class Decoder:
         if row.outputs and not work.first_token_us:
             work.first_token_us = now_us()
         if request.scored:
-            result = inference.Scored(logprob=work.logprob, usage=self._finish(work))
+            usage = self._finish(work, answered=True)
+            result = inference.Scored(logprob=work.logprob, usage=usage)
             self._results.append(partial(work.deliver, result))
 
     # -- the end of a request
@@ -279,19 +289,23 @@ class Decoder:
         result = inference.Generated(
             text=answer.text,
             finish="stop" if stopped else "length",
-            usage=self._finish(work),
+            usage=self._finish(work, answered=True),
             logprobs=answer.logprobs,
         )
         self._results.append(partial(work.deliver, result))
 
     def _fail(self, work: Work, failure: Failure) -> None:
-        self._finish(work)
+        self._finish(work, answered=False)
         self._results.append(partial(work.deliver_failure, failure))
 
-    def _finish(self, work: Work) -> inference.Usage:
-        """Let go of everything the work holds, and account for it."""
+    def _finish(self, work: Work, *, answered: bool) -> inference.Usage:
+        """Let go of everything the work holds, and account for it. Only from what was answered is
+        learned how long answers are."""
         request, answer = work.request, work.answer
-        self._planner.finish(request)
+        if answered:
+            self._planner.finish(request)
+        else:
+            self._planner.cancel(request)
         self._works.pop(request.id, None)
         self._release(work)
         end_us = now_us()
@@ -314,15 +328,22 @@ class Decoder:
         """Each sequence of the step has the chain of its own request, or none."""
         for row in rows:
             work = self._works[row.request.id]
-            attached = self._chains.get(row.slot)
+            if self._chains.get(row.slot) is work:
+                continue
+            if row.slot in self._chains:
+                self._detach(row.slot)
             if work.chain is None:
-                if attached is not None:
-                    self._detach(row.slot)
-            elif attached is not work and self._context.attach(row.slot, work.chain):
+                continue
+            self._detach_all(work)
+            if self._context.attach(row.slot, work.chain):
                 self._chains[row.slot] = work
-            elif attached is not work:
+            else:
                 work.chain.close()
                 work.chain = None
+
+    def _detach_all(self, work: Work) -> None:
+        for slot in [slot for slot, other in self._chains.items() if other is work]:
+            self._detach(slot)
 
     def _detach(self, slot: int) -> None:
         self._context.attach(slot, None)
@@ -330,8 +351,7 @@ class Decoder:
 
     def _release(self, work: Work) -> None:
         if work.chain is not None:
-            for slot in [slot for slot, other in self._chains.items() if other is work]:
-                self._detach(slot)
+            self._detach_all(work)
             work.chain.close()
             work.chain = None
 

@@ -167,6 +167,7 @@ class Model:
         ) and not library.llama_model_has_encoder(self.pointer)
         self._template = library.llama_model_chat_template(self.pointer, None) or b"chatml"
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
 
     def close(self) -> None:
         library.llama_model_free(self.pointer)
@@ -202,7 +203,11 @@ class Model:
 
     def ends(self, token: int) -> bool:
         """Whether the token ends the generation."""
-        return bool(library.llama_vocab_is_eog(self.vocab, token))
+        ends = self._ends.get(token)
+        if ends is None:
+            # Remembered, since every call into the library lets other threads go first.
+            ends = self._ends[token] = bool(library.llama_vocab_is_eog(self.vocab, token))
+        return ends
 
     @property
     def end_tokens(self) -> list[int]:

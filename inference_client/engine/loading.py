@@ -6,13 +6,12 @@ from typing import Final, NamedTuple
 
 from inference_client import gguf
 from inference_client.engine.context import Context
-from inference_client.engine.device_sampling import Chain
 from inference_client.engine.llama import Device, Model, devices
 from inference_client.engine.planning.planner import Policy
 from inference_client.engine.planning.swap import SwapArea
 from inference_client.engine.threads import Cores
 from ipc_protocol.errors import Failure
-from ipc_protocol.inference import EngineStart, KvLayout, ModelInfo, Sampling
+from ipc_protocol.inference import EngineStart, KvLayout, ModelInfo
 
 STREAM_TOKENS_MIN: Final = 4096
 """Context of one sequence from which each has its own cells by default. With fewer, a request of an
@@ -33,6 +32,8 @@ def load(start: EngineStart) -> Loaded:
     """Load the model and its KV cache. Raises `model.invalid`, `model.unavailable`."""
     if min(start.slots, start.context, start.threads) < 1:
         raise Failure("request.invalid", "`slots`, `context` and `threads` are at least 1.")
+    if start.context < start.slots:
+        raise Failure("request.invalid", "`context` holds less than one token for each slot.")
     path = Path(start.path)
     header = gguf.read(path)
     accelerators = _accelerators(start)
@@ -77,7 +78,7 @@ def _with_context(
         slots=start.slots,
         kv_layout=layout,
         partial_removal=context.partial_removal,
-        device_sampling=bool(accelerators) and _samples(context),
+        device_sampling=bool(accelerators) and context.samples(),
         devices=[device.name for device in accelerators],
         memory_bytes=max(0, _memory(accelerators) - before) + weights,
         device_memory_bytes=sum(device.memory_bytes for device in accelerators),
@@ -97,16 +98,6 @@ def _layout(start: EngineStart) -> KvLayout:
     """With cells of its own a sequence attends to nothing else: a tenth faster on a processor, a
     quarter on a GPU. Sharing by reference leaves more of them where there are few."""
     return "streams" if start.context // start.slots >= STREAM_TOKENS_MIN else "unified"
-
-
-def _samples(context: Context) -> bool:
-    """Whether the device takes a sampler."""
-    chain = Chain(Sampling())
-    taken = context.attach(0, chain)
-    if taken:
-        context.attach(0, None)
-    chain.close()
-    return taken
 
 
 def _memory(accelerators: Sequence[Device]) -> int:

@@ -27,6 +27,9 @@ coming back is not."""
 
 STAT: Final = Path("/proc/stat")
 
+STAT_BYTES_MAX: Final = 256 * 1024
+"""Lines of up to 100 bytes for each of 2,000 cores."""
+
 
 class Occupancy:
     """From the cores that others used in each window to the number of threads."""
@@ -58,7 +61,8 @@ class Cores:
     decode always."""
 
     def __init__(self, threads_max: int) -> None:
-        cores = len(os.sched_getaffinity(0))
+        self._names = {b"cpu%d" % core for core in os.sched_getaffinity(0)}
+        cores = len(self._names)
         self._occupancy = Occupancy(min(threads_max, cores), cores)
         self._ticks = os.sysconf("SC_CLK_TCK")
         try:
@@ -94,9 +98,14 @@ class Cores:
         self._busy = self._busy_seconds()
 
     def _busy_seconds(self) -> float:
-        """Seconds that all cores together have worked: user, nice, system, interrupts."""
+        """Seconds that the cores which it may use have worked together: user, system, interrupts.
+        What gives way by itself (*nice*) is not counted."""
         if self._stat < 0:
             return 0.0
-        line = os.pread(self._stat, 256, 0).split(b"\n", 1)[0].split()
-        user, nice, system, _, _, irq, softirq = (int(field) for field in line[1:8])
-        return (user + nice + system + irq + softirq) / self._ticks
+        ticks = 0
+        for line in os.pread(self._stat, STAT_BYTES_MAX, 0).splitlines():
+            name, *fields = line.split()
+            if name in self._names:
+                user, _, system, _, _, irq, softirq = (int(field) for field in fields[:7])
+                ticks += user + system + irq + softirq
+        return ticks / self._ticks

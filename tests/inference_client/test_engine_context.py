@@ -117,7 +117,7 @@ def test_an_attached_chain_samples_on_the_device(context, model):
     tokens = model.tokenise(TEXT)
     (greedy, *_) = likeliest(context, 0, 0, tokens)
     context.apply(Keep(0, 0))
-    chain = Chain(Sampling())
+    chain = Chain(Sampling(), model.vocabulary)
     assert context.attach(0, chain)
     (end,) = context.decode([Row(0, 0, tokens)])
     assert context.sampled(end) == greedy
@@ -126,6 +126,26 @@ def test_an_attached_chain_samples_on_the_device(context, model):
     chain.close()
     (end,) = context.decode([Row(0, len(tokens), [greedy])])
     assert len(context.logits(end)) == model.vocabulary
+
+
+@pytest.mark.parametrize("top_k", [0, 40, 10**6])
+def test_a_chain_goes_with_its_request_to_another_slot(context, model, top_k):
+    tokens = model.tokenise(TEXT)
+    chain = Chain(Sampling(temperature=0.8, top_k=top_k, seed=3), model.vocabulary)
+    for slot in (0, 1, 0):
+        assert context.attach(slot, chain)
+        (end,) = context.decode([Row(slot, 0, tokens)])
+        sampled = context.sampled(end)
+        assert 0 <= sampled < model.vocabulary
+        chain.accept(sampled)
+        assert context.attach(slot, None)
+        context.apply(Keep(slot, 0))
+    chain.close()
+
+
+def test_whether_the_device_samples_is_tried(context):
+    assert context.samples()
+    assert context.apply(SwapOut(0, 1, 10**9)) <= context.fixed_bytes
 
 
 def test_fewer_threads_give_the_same_answer(context, model):
