@@ -37,7 +37,8 @@ test-toolchains: $(INSTALLED)  ## new projects in every language build and pass 
 	$(BIN)/pytest -m toolchains tests/orchestrator/cli/test_cli_component.py
 
 faults: $(INSTALLED)  ## the long runs: thousands of kills, power cuts and failing disks
-	$(BIN)/pytest -m faults tests/faults tests/orchestrator/bus/test_bus_model.py
+	$(BIN)/pytest -m faults tests/faults tests/orchestrator/bus/test_bus_model.py \
+		tests/integration/test_engine_deaths.py
 
 bench-peers: $(INSTALLED)  ## build llama.cpp's server, which `agentd bench inference` compares with
 	@$(BIN)/python benchmarks/inference/build_peers.py $(if $(CUDA_CHOICE),--cuda $(CUDA_CHOICE))

@@ -7,6 +7,7 @@ have is decided at the other end of the line. Whatever goes wrong is an error of
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -48,6 +49,8 @@ class Bounds(msgspec.Struct, frozen=True):
     requests_max: int = STREAMS_MAX // 2
     """At once, waiting ones too. The line takes twice as many, so that those that were given up,
     and whose end is not confirmed yet, keep nobody out; nor do they keep out who reads metrics."""
+    of_a_key_max: int = STREAMS_MAX * 7 // 16
+    """Of them with one key: an eighth of the places is left to the others."""
     body_bytes_max: int = 2 * 1024 * 1024
     """A context of 256 thousand tokens, at four characters and some escapes for each."""
     bodies_bytes_max: int = 64 * 1024 * 1024
@@ -71,6 +74,7 @@ class Endpoint:
         self._line = line
         self._bounds = bounds
         self._requests = 0
+        self._of_key: Counter[str] = Counter()
         self._bodies_bytes = 0
 
     def application(self) -> web.Application:
@@ -122,16 +126,24 @@ class Endpoint:
     async def _answering(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """One request over the bound is turned away. It is under way until its answer is sent."""
         patience = self._bounds.patience
+        key = request.headers.get("Authorization", "")
         if self._requests >= self._bounds.requests_max:
             crowded = _error(_crowded("Too many requests at once."))
             return await send_whole(request, crowded, patience)
+        if self._of_key[key] >= self._bounds.of_a_key_max:
+            crowded = _error(_crowded("Too many requests at once with this key."))
+            return await send_whole(request, crowded, patience)
         self._requests += 1
+        self._of_key[key] += 1
         request[_HELD] = 0
         try:
             response = await _answer(request, handler)
             return response if response.prepared else await send_whole(request, response, patience)
         finally:
             self._requests -= 1
+            self._of_key[key] -= 1
+            if not self._of_key[key]:
+                del self._of_key[key]
             self._bodies_bytes -= request[_HELD]
 
     async def _body(self, request: web.Request) -> bytes:

@@ -297,6 +297,21 @@ async def test_one_request_too_many_is_turned_away(path: Path, models: Models) -
         assert (await first)[0] == 200
 
 
+async def test_one_key_has_not_all_the_places(path: Path, models: Models) -> None:
+    models.language.held = asyncio.Event()
+    bounds = Bounds(of_a_key_max=1)
+    other = {"Authorization": "Bearer sk-other"}
+    async with served(path, models, bounds), session(path) as client, asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(post(client))
+        await within_time(models.language.arrived)
+        assert (await post(client))[0] == 429
+        async with client.get("/v1/models", headers=other) as response:
+            assert response.status == 401, "it had its turn"
+        models.language.held.set()
+        assert (await first)[0] == 200
+        assert (await post(client))[0] == 200
+
+
 async def test_one_connection_too_many_is_told_so(path: Path, models: Models) -> None:
     async with served(path, models, connections_max=1):
         first = await asyncio.open_unix_connection(path)
@@ -333,7 +348,7 @@ async def test_of_a_thousand_at_once_each_is_answered_or_turned_away(models: Mod
             status = int((await reader.readline()).split()[1])
             if status == 429:
                 turned_away.append(None)
-                if len(turned_away) == 1000 - BOUNDS.requests_max:
+                if len(turned_away) == 1000 - BOUNDS.of_a_key_max:
                     held.set()
             return status
 
@@ -343,7 +358,7 @@ async def test_of_a_thousand_at_once_each_is_answered_or_turned_away(models: Mod
         async with asyncio.TaskGroup() as tasks:
             asking = [tasks.create_task(ask()) for _ in range(1000)]
         statuses = Counter(task.result() for task in asking)
-        assert statuses == {200: BOUNDS.requests_max, 429: 1000 - BOUNDS.requests_max}
+        assert statuses == {200: BOUNDS.of_a_key_max, 429: 1000 - BOUNDS.of_a_key_max}
         assert await ask() == 200
 
 
