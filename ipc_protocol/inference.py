@@ -172,7 +172,7 @@ class Usage(Message, frozen=True):
 
 
 class Generated(Message, frozen=True):
-    """A whole answer; its text also where it was streamed."""
+    """A whole answer; its text also where it was streamed, likelihoods only where not."""
 
     text: str
     finish: Literal["stop", "length"]

@@ -35,8 +35,6 @@ class Answer:
         self._first_token_us: int | None = None
         self._worked_us = 0
         """In slots of engines that have died."""
-        self._logprobs_before = 0
-        """Those that came from engines before the present one."""
         self._forced = self._forced_before = 0
         self._preemptions = self._preemptions_before = 0
         """Of all engines, and of those before the present one."""
@@ -82,7 +80,7 @@ class Answer:
     def ask(self, now_us: int) -> Generate:
         """What the next engine is asked. Raises `inference.deadline`."""
         left = self.seconds_left(now_us)
-        self._asked_us, self._logprobs_before = now_us, len(self._logprobs)
+        self._asked_us = now_us
         self._forced_before, self._preemptions_before = self._forced, self._preemptions
         return msgspec.structs.replace(
             self._params,
@@ -126,9 +124,10 @@ class Answer:
         self._logprobs_told = 0
 
     def whole(self, generated: Generated) -> Generated:
-        """The whole answer, from that of the last engine, whose text is whole, and whose costs and
-        likelihoods are of its own part; of the others those are known that they have told. Times
-        are from the arrival here: what the request has not spent in slots, it has waited."""
+        """The whole answer, from that of the last engine, whose text is whole, and whose costs are
+        of its own part; of the others those are known that they have told. Likelihoods came with
+        the items alone. Times are from the arrival here: what the request has not spent in slots,
+        it has waited."""
         usage, before_us = generated.usage, self._asked_us - self._arrived_us
         first_token_us = before_us + usage.first_token_us
         if self._first_token_us is not None:
@@ -143,7 +142,7 @@ class Answer:
                 forced_tokens=self._forced_before + usage.forced_tokens,
                 preemptions=self._preemptions_before + usage.preemptions,
             ),
-            logprobs=self._logprobs[: self._logprobs_before] + generated.logprobs,
+            logprobs=list(self._logprobs),
         )
 
     # -- the listener

@@ -4,12 +4,13 @@ With a schema, the token is chosen first and then checked; only one that is refu
 vocabulary masked. What the schema leaves no choice about is *forced*: it is appended without asking
 the model (jump-forward decoding, as SGLang calls it), so that only the open places are decoded.
 
-An answer belongs to the decode thread. It knows no cache and no queue.
+An answer belongs to the decode thread. It knows no cache and no queue. Until its first token is
+chosen it holds next to nothing: what its grammar begins with is known, and the matcher comes later.
 """
 
 from typing import Protocol
 
-from inference_client.engine.grammar import Grammar
+from inference_client.engine.grammar import Grammar, Matcher
 from inference_client.engine.sampling import Logits, likeliest, log_softmax, penalises, pick
 from inference_client.engine.text import TextStream
 from ipc_protocol.inference import Generate, TokenLogprob
@@ -24,7 +25,7 @@ class Vocabulary(Protocol):
 
 
 class Answer:
-    """`produced` are the tokens of an answer that was begun before; it goes on behind them."""
+    """With `produced` it goes on behind them: `replay` takes them, on the decode thread."""
 
     def __init__(
         self, vocabulary: Vocabulary, params: Generate, grammar: Grammar | None, prompt: list[int]
@@ -32,7 +33,9 @@ class Answer:
         self._vocabulary = vocabulary
         self._sampling = params.sampling
         self._logprobs = params.logprobs
-        self._matcher = None if grammar is None else grammar.start()
+        self._grammar = grammar
+        self._matcher: Matcher | None = None
+        """None before it is needed."""
         self._text = TextStream([] if grammar else params.sampling.stop)
         self._before = list(prompt) if penalises(params.sampling) else None
         self.tokens: list[int] = []
@@ -41,7 +44,10 @@ class Answer:
         self.logprobs: list[TokenLogprob] = []
         self.ended = False
         """It is whole: the model ended it, a stop string came, or nothing more may follow."""
-        self.take(*params.produced)
+        self._produced = params.produced
+        self.replayed_tokens = 0
+        self.replayed_chars = 0
+        """How much of its tokens and its certain text was produced before."""
 
     @property
     def generated(self) -> int:
@@ -51,7 +57,7 @@ class Answer:
     @property
     def typed(self) -> bool:
         """It has a schema to keep to."""
-        return self._matcher is not None
+        return self._grammar is not None
 
     @property
     def text(self) -> str:
@@ -60,13 +66,33 @@ class Answer:
 
     def logprobs_from(self, place: int) -> list[TokenLogprob]:
         """Of the tokens from a place on; none of those that were produced before."""
-        return self.logprobs[max(0, place - (len(self.tokens) - len(self.logprobs))) :]
+        return self.logprobs[max(0, place - self.replayed_tokens) :]
+
+    def replay(self) -> None:
+        """Take what was produced before, once. Raises `inference.schema` where it does not fit."""
+        produced, self._produced = self._produced, []
+        if not produced:
+            return
+        if self._grammar is not None:
+            self._follow(self._grammar)
+        self.take(*produced)
+        self.replayed_tokens, self.replayed_chars = len(self.tokens), len(self.text)
 
     def force(self, room: int) -> list[int]:
-        """The tokens that follow whatever the model thinks, at most `room`; now part of it."""
-        if self._matcher is None or self.ended:
+        """The tokens that follow whatever the model thinks, at most `room`; now part of it.
+
+        What was produced before is replayed first, if it was not yet, and takes of the room.
+        """
+        before = len(self.tokens)
+        self.replay()
+        if self._grammar is None or self.ended:
             return []
-        forced = self._matcher.forced()[:room]
+        room = max(0, room - (len(self.tokens) - before))
+        if self.tokens or self._matcher is not None:
+            forced = self._follow(self._grammar).forced()[:room]
+        else:
+            forced = list(self._grammar.opening[:room])
+            self.ended = self._grammar.fixed and len(forced) == len(self._grammar.opening)
         self.forced += len(forced)
         if self._logprobs is not None:
             self.logprobs += [
@@ -79,13 +105,22 @@ class Answer:
         """Sample the next token. Raises `inference.schema` where none fits."""
         before = self._before or ()
         token = pick(logits, self._sampling, len(self.tokens), before)
-        if self._matcher is not None and not self._matcher.allows(token):
-            allowed = self._matcher.allowed()
-            token = pick(logits, self._sampling, len(self.tokens), before, allowed)
-        if self._logprobs is not None:
+        if self._grammar is not None:
+            matcher = self._follow(self._grammar)
+            if not matcher.allows(token):
+                allowed = matcher.allowed()
+                token = pick(logits, self._sampling, len(self.tokens), before, allowed)
+        if self._logprobs is not None and not self._vocabulary.ends(token):
             self._note(logits, token)
         self.take(token)
         return token
+
+    def _follow(self, grammar: Grammar) -> Matcher:
+        """The matcher, behind the tokens that there are."""
+        if self._matcher is None:
+            self._matcher = grammar.start()
+            self._matcher.accept(self.tokens)
+        return self._matcher
 
     def take(self, *tokens: int) -> None:
         """These are the next tokens, whoever chose them. The one that ends it is no part of it."""

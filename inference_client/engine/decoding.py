@@ -134,6 +134,7 @@ class Decoder:
         answer, request = work.answer, work.request
         try:
             if answer is not None:
+                answer.replay()
                 request.tokens += answer.force(request.tokens_max - len(answer.tokens))
                 self._telemetry.forced_tokens += answer.forced
                 if answer.ended or len(answer.tokens) >= request.tokens_max:
@@ -290,7 +291,8 @@ class Decoder:
             text=answer.text,
             finish="stop" if stopped else "length",
             usage=self._finish(work, answered=True),
-            logprobs=answer.logprobs,
+            # A stream has had them with its items.
+            logprobs=[] if work.streams else answer.logprobs,
         )
         self._results.append(partial(work.deliver, result))
 

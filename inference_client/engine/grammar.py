@@ -3,12 +3,10 @@
 `narrowing` decides what of a schema is promised; llguidance compiles that and follows each answer.
 Where one continuation is left its tokens are *forced*: the pool appends them without decoding.
 
-`Grammars` is used by any thread. A `Matcher` belongs to the decode thread.
+`schemas` keeps what was compiled. A `Matcher` belongs to the decode thread.
 """
 
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,9 +20,6 @@ from ipc_protocol.errors import Failure
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
-
-GRAMMARS_MAX: Final = 16
-"""Compiling takes 1 ms, so few need to be kept. One that is built to be hostile takes 80 MB."""
 
 GRAMMAR_TOKENS: Final = 4096
 """All answers of a grammar share one lexer, which remembers every state it was in, up to 250,000.
@@ -51,7 +46,7 @@ LIMITS: Final = LLParserLimits(
 
 
 class Grammars:
-    """Schemas compiled for one vocabulary, cached."""
+    """Compiles schemas for one vocabulary. One thread at a time."""
 
     def __init__(self, vocab: Any, vocabulary: int, end_tokens: Sequence[int]) -> None:
         """`vocab` is llama.cpp's pointer; takes 0.25 s."""
@@ -60,32 +55,20 @@ class Grammars:
 
         self._ends = frozenset(end_tokens)
         self._tokens = lltokenizer_from_vocab(vocab, vocabulary, list(end_tokens))
-        self._lock = threading.Lock()
-        self._grammars: OrderedDict[str, Grammar] = OrderedDict()
 
-    def compile(self, schema: dict[str, Any]) -> "Grammar":
-        """Takes 1 ms as a rule. Raises `inference.schema`."""
-        text = narrowing.serialised(schema)
-        with self._lock:
-            grammar = self._grammars.get(text)
-            if grammar is not None and not grammar.worn:
-                self._grammars.move_to_end(text)
-                return grammar
-        grammar = self._compiled(text)
-        with self._lock:
-            self._grammars[text] = grammar
-            self._grammars.move_to_end(text)
-            if len(self._grammars) > GRAMMARS_MAX:
-                self._grammars.popitem(last=False)
-        return grammar
-
-    def _compiled(self, text: str) -> "Grammar":
+    def compile(self, text: str) -> "Grammar":
+        """The grammar of a schema as `narrowing.serialised` writes it: 1 ms as a rule. Raises
+        `inference.schema`."""
         schema = narrowing.narrowed(text)
         self._check_characters(json.dumps(schema, ensure_ascii=False))
         for pattern in narrowing.patterns(schema):
             # One that matches only what JSON cannot write would be a dead end in mid-answer.
             self._prepared(pattern)
         return self._prepared(schema)
+
+    def renew(self, grammar: "Grammar") -> None:
+        """Give it a fresh lexer. Answers that it has begun keep the old one."""
+        grammar.renew(self._matcher(grammar.source))
 
     def _check_characters(self, text: str) -> None:
         """Some vocabularies have no token for some bytes, and tokenising drops these."""
@@ -96,23 +79,32 @@ class Grammars:
 
     def _prepared(self, schema: dict[str, Any]) -> "Grammar":
         source = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=SPACING)
-        grammar = Grammar(LLMatcher(self._tokens, source, log_level=0, limits=LIMITS), self._ends)
-        trial = grammar.start()
-        trial.accept(trial.forced())
-        if not trial.complete:
-            trial.allowed()
-        return grammar
+        return Grammar(source, self._matcher(source), self._ends)
+
+    def _matcher(self, source: str) -> LLMatcher:
+        return LLMatcher(self._tokens, source, log_level=0, limits=LIMITS)
 
 
 class Grammar:
-    """One schema, compiled."""
+    """One schema, compiled. The decode thread starts answers; the thread of `Grammars` renews."""
 
-    def __init__(self, matcher: LLMatcher, ends: frozenset[int]) -> None:
+    def __init__(self, source: str, matcher: LLMatcher, ends: frozenset[int]) -> None:
+        """Tries its beginning. Raises `inference.schema`."""
+        self.source = source
         self._matcher = matcher
         self._ends = ends
         self._tokens = 0
+        trial = self.start()
+        self.opening: Final = tuple(trial.forced())
+        """The tokens that every answer begins with: known without a matcher."""
+        trial.accept(self.opening)
+        self.fixed: Final = trial.complete
+        """There is one answer, and the opening is all of it."""
+        if not self.fixed:
+            trial.allowed()
 
     def start(self) -> "Matcher":
+        """A copy for one answer: up to some 80 MB with a grammar that is built to be hostile."""
         return Matcher(self, self._matcher.deep_copy(), self._ends)
 
     @property
@@ -123,6 +115,11 @@ class Grammar:
     def wear(self, tokens: int) -> None:
         """So many tokens went through its lexer."""
         self._tokens += tokens
+
+    def renew(self, matcher: LLMatcher) -> None:
+        """From now on answers start with this one."""
+        self._matcher = matcher
+        self._tokens = 0
 
 
 class Matcher:

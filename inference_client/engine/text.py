@@ -5,6 +5,7 @@ another. Both are held back until it is certain what they are. Pure.
 """
 
 import codecs
+from bisect import bisect_left
 
 
 class TextStream:
@@ -12,7 +13,8 @@ class TextStream:
 
     def __init__(self, stop: list[str]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._stop = [string for string in stop if string]
+        self._stop = sorted(string for string in stop if string)
+        self._longest = max(map(len, self._stop), default=0)
         self._held = ""
         self.text = ""
         """Everything that was returned so far."""
@@ -46,13 +48,14 @@ class TextStream:
         return text
 
     def _undecided(self, text: str) -> int:
-        """The length of the longest end of the text that may be the beginning of a stop string."""
-        return max(
-            (
-                length
-                for string in self._stop
-                for length in range(1, len(string))
-                if text.endswith(string[:length])
-            ),
-            default=0,
-        )
+        """The length of the longest end of the text that may be the beginning of a stop string.
+
+        In their order, those that begin so stand together, behind the place of the beginning. A
+        long end is passed over once for each of its characters, however often it is looked at.
+        """
+        for start in range(max(0, len(text) - self._longest + 1), len(text)):
+            end = text[start:]
+            place = bisect_left(self._stop, end)
+            if place < len(self._stop) and self._stop[place].startswith(end):
+                return len(end)
+        return 0

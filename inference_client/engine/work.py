@@ -37,13 +37,10 @@ class Work:
     sent_tokens: int = 0
     sent_forced: int = 0
     sent_preemptions: int = 0
-    """How much of the answer is on its way to the receiver; only the decode thread counts."""
+    """How much of the answer, behind what was produced before, is on its way to the receiver; only
+    the decode thread counts."""
     unsent: list[inference.GeneratedText] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        if self.answer is not None:
-            self.sent_text, self.sent_tokens = len(self.answer.text), len(self.answer.tokens)
 
     # -- on the decode thread
 
@@ -51,16 +48,19 @@ class Work:
     def has_news(self) -> bool:
         answer = self.answer
         return answer is not None and (
-            len(answer.text) > self.sent_text or len(answer.tokens) > self.sent_tokens
+            len(answer.text) > answer.replayed_chars + self.sent_text
+            or len(answer.tokens) > answer.replayed_tokens + self.sent_tokens
         )
 
     def news(self) -> inference.GeneratedText:
         """What has come of the answer since it was asked for news before."""
         answer = self.answer
         assert answer is not None
-        text, tokens = self.sent_text, self.sent_tokens
+        text = answer.replayed_chars + self.sent_text
+        tokens = answer.replayed_tokens + self.sent_tokens
         forced, preemptions = self.sent_forced, self.sent_preemptions
-        self.sent_text, self.sent_tokens = len(answer.text), len(answer.tokens)
+        self.sent_text = len(answer.text) - answer.replayed_chars
+        self.sent_tokens = len(answer.tokens) - answer.replayed_tokens
         self.sent_forced, self.sent_preemptions = answer.forced, self.request.preemptions
         return inference.GeneratedText(
             text=answer.text[text:],

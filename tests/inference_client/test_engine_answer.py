@@ -8,6 +8,7 @@ import pytest
 from inference_client.engine.answer import Answer
 from inference_client.engine.grammar import Grammars
 from inference_client.engine.llama import Model
+from inference_client.engine.narrowing import serialised
 from ipc_protocol.inference import Generate, Sampling
 
 pytestmark = pytest.mark.model
@@ -42,7 +43,7 @@ class Telling:
         self.grammars = grammars
 
     def answer(self, schema=None, prompt=(), **params):
-        grammar = None if schema is None else self.grammars.compile(schema)
+        grammar = None if schema is None else self.grammars.compile(serialised(schema))
         asked = Generate(agent="a", priority="normal", prompt="x", tokens_max=64, **params)
         return Answer(self.model, asked, grammar, list(prompt))
 
@@ -121,6 +122,7 @@ def test_an_answer_that_was_begun_before_goes_on_behind_it(telling):
     telling.run(whole, text)
     for begun in range(len(whole.tokens)):
         answer = telling.answer(DECISION, produced=whole.tokens[:begun])
+        answer.replay()
         assert text.startswith(answer.text)
         telling.run(answer, text)
         assert answer.text == text
@@ -128,6 +130,8 @@ def test_an_answer_that_was_begun_before_goes_on_behind_it(telling):
 
 def test_a_begun_answer_may_be_whole_already(telling):
     answer = telling.answer(sampling=Sampling(stop=["disk"]), produced=telling.tokens("The disk"))
+    assert not answer.tokens, "the event loop leaves it to the decode thread"
+    answer.replay()
     assert answer.ended
 
 
@@ -156,6 +160,7 @@ def test_what_is_forced_is_certain(telling):
 def test_likelihoods_of_what_was_produced_before_are_not_known(telling):
     begun = telling.tokens("The disk is")
     answer = telling.answer(logprobs=0, produced=begun)
+    answer.replay()
     answer.choose(telling.logits(telling.tokens(" full")[0]))
     assert len(answer.logprobs) == 1
     assert answer.logprobs_from(0) == answer.logprobs
@@ -168,3 +173,38 @@ def test_what_the_prompt_said_counts_as_said(telling):
     answer = telling.answer(prompt=[first], sampling=sampling)
     assert answer.choose(telling.logits(first, second)) == second
     assert answer.choose(telling.logits(second, first)) not in (first,)
+
+
+def test_what_was_produced_takes_of_the_room_whoever_replays_it(telling):
+    text = '{"action": "ignore", "reason": "none"}'
+    whole = telling.answer(DECISION)
+    telling.run(whole, text)
+    for begun in range(1, len(whole.tokens)):
+        for room in range(begun, begun + 8):
+            answer = telling.answer(DECISION, produced=whole.tokens[:begun])
+            answer.force(room)
+            assert answer.tokens == whole.tokens[: len(answer.tokens)]
+            assert begun <= len(answer.tokens) <= room
+            assert answer.replayed_tokens == begun
+    answer = telling.answer(DECISION, produced=whole.tokens[:5])
+    assert answer.force(2) == [], "more than there is room for was produced"
+
+
+def test_a_waiting_answer_has_no_matcher(telling):
+    answer = telling.answer(DECISION)
+    forced = answer.force(64)
+    assert forced and answer._matcher is None
+    answer.choose(telling.logits(*telling.tokens("act")))
+    assert answer._matcher is not None
+    fixed = telling.answer({"const": {"ok": True}})
+    fixed.force(64)
+    assert fixed.ended and fixed._matcher is None
+    short = telling.answer({"const": {"ok": True}})
+    assert len(short.force(2)) == 2
+    assert not short.ended
+
+
+def test_the_token_that_ends_an_answer_has_no_likelihood_in_it(telling):
+    answer = telling.answer(logprobs=0)
+    telling.run(answer, "The disk")
+    assert len(answer.logprobs) == len(answer.tokens)

@@ -92,6 +92,7 @@ INVALID = {
     "top_p of more than everything": ask(sampling=Sampling(temperature=1, top_p=1.1)),
     "min_p below 0": ask(sampling=Sampling(temperature=1, min_p=-0.1)),
     "top_k below 0": ask(sampling=Sampling(temperature=1, top_k=-1)),
+    "top_k of more than 4 bytes": ask(sampling=Sampling(temperature=1, top_k=2**31)),
     "a penalty of 0": ask(sampling=Sampling(repeat_penalty=0)),
     "a penalty that is none": ask(sampling=Sampling(presence_penalty=math.nan)),
     "a share of nothing": ask(share=Share(weight=0)),
@@ -106,6 +107,10 @@ INVALID = {
     "a token that the model does not know": ask(produced=[49152]),
     "a token below 0": ask(produced=[-1]),
     "a token that is no number of 4 bytes": ask(produced=[1, 2**40]),
+    "likelihoods that fit into no frame": ask(logprobs=32, tokens_max=2000),
+    "a score with a share of nothing": Score(
+        agent="a", priority="low", prompt=PROMPT, continuation="x", share=Share(weight=0)
+    ),
     "nothing to score": Score(agent="a", priority="low", prompt=PROMPT, continuation=""),
 }
 
@@ -196,7 +201,7 @@ async def test_no_text_is_too_odd_for_the_tokenizer(started):
 EXTREME = {
     "the least temperature": ask(sampling=Sampling(temperature=5e-324)),
     "the least of likelihoods": ask(sampling=Sampling(temperature=1, top_p=5e-324, min_p=1)),
-    "more than the vocabulary": ask(sampling=Sampling(temperature=1, top_k=2**62)),
+    "more than the vocabulary": ask(sampling=Sampling(temperature=1, top_k=2**31 - 1)),
     "a seed below 0": ask(sampling=Sampling(temperature=1, seed=-1)),
     "the largest seed": ask(sampling=Sampling(temperature=1, seed=2**64 - 1)),
     "the last deadline": ask(deadline_us=2**63 - 1),

@@ -3,7 +3,6 @@ the real one, and a model that draws its tokens."""
 
 import json
 import random
-import threading
 import time
 from typing import Literal
 
@@ -19,6 +18,7 @@ from agent_runtime.loop import decisions
 from inference_client.engine import grammar as grammars
 from inference_client.engine.grammar import Grammars, check
 from inference_client.engine.llama import Model
+from inference_client.engine.narrowing import serialised
 from ipc_protocol.errors import Failure
 from ipc_protocol.inference import schema_of
 from ipc_protocol.work import ToolDescription
@@ -52,6 +52,9 @@ class Vocabulary:
         return Model.piece(self, token)
 
     _pieces: dict[int, bytes] = {}
+
+    def compile(self, schema):
+        return self.grammars.compile(serialised(schema))
 
     def tokens(self, text):
         return Model.tokenise(self, text)
@@ -96,7 +99,7 @@ def drawn(vocabulary, grammar, rng, *, forcing):
 
 
 def assert_kept(vocabulary, schema, seed):
-    grammar = vocabulary.grammars.compile(schema)
+    grammar = vocabulary.compile(schema)
     for forcing in (True, False):
         tokens, _ = drawn(vocabulary, grammar, random.Random(seed), forcing=forcing)
         text = vocabulary.text(tokens)
@@ -225,7 +228,7 @@ def test_whatever_is_allowed_parses_and_validates(vocabulary, schema, seed):
     document = {"$defs": {"node": NODE}, "allOf": [schema]} if schema is True else dict(schema)
     document["$defs"] = {"node": NODE}
     try:
-        vocabulary.grammars.compile(document)
+        vocabulary.compile(document)
     except Failure as failure:
         assert failure.code == "inference.schema"
         event("refused")
@@ -324,7 +327,7 @@ def test_an_answer_fits_the_struct_that_its_schema_is_of(vocabulary):
         note: str | None = None
 
     schema = schema_of(Sample)
-    grammar = vocabulary.grammars.compile(schema)
+    grammar = vocabulary.compile(schema)
     for seed in range(5):
         tokens, _ = drawn(vocabulary, grammar, random.Random(seed), forcing=True)
         msgspec.json.decode(vocabulary.text(tokens), type=Sample)
@@ -339,7 +342,7 @@ def test_braces_and_names_of_required_properties_are_forced(vocabulary):
         "properties": {"reason": {"type": "string"}, "kind": {"const": "act"}},
         "required": ["reason", "kind"],
     }
-    matcher = vocabulary.grammars.compile(schema).start()
+    matcher = vocabulary.compile(schema).start()
     assert vocabulary.text(matcher.forced()) == '{"reason":'
     matcher.accept(vocabulary.tokens('{"reason": "x"'))
     run = matcher.forced()
@@ -350,7 +353,7 @@ def test_braces_and_names_of_required_properties_are_forced(vocabulary):
 
 def test_a_fixed_answer_is_forced_as_the_model_would_write_it(vocabulary):
     schema = {"const": {"answer": "Nothing to do, at all.", "n": [1, 2]}}
-    matcher = vocabulary.grammars.compile(schema).start()
+    matcher = vocabulary.compile(schema).start()
     text = '{"answer": "Nothing to do, at all.", "n": [1, 2]}'
     assert matcher.forced() == vocabulary.tokens(text)
     assert matcher.forced() == vocabulary.tokens(text), "they are not consumed"
@@ -358,7 +361,7 @@ def test_a_fixed_answer_is_forced_as_the_model_would_write_it(vocabulary):
 
 def test_a_forced_text_ends_before_what_the_vocabulary_cannot_write(vocabulary):
     schema = {"type": "string", "pattern": "^(fixed: \\x{bc43d}x|other)$"}
-    matcher = vocabulary.grammars.compile(schema).start()
+    matcher = vocabulary.compile(schema).start()
     matcher.accept(vocabulary.tokens('"fix'))
     run = matcher.forced()
     assert vocabulary.text(run).startswith("ed:")
@@ -370,7 +373,7 @@ def test_a_forced_text_ends_before_what_the_vocabulary_cannot_write(vocabulary):
 
 def test_part_of_a_decision_is_forced(vocabulary):
     for name, schema in DECISIONS.items():
-        grammar = vocabulary.grammars.compile(schema)
+        grammar = vocabulary.compile(schema)
         counts = [
             (len(tokens), forced)
             for tokens, forced in (
@@ -386,7 +389,7 @@ def test_part_of_a_decision_is_forced(vocabulary):
 
 
 def test_no_end_before_the_answer_is_whole(vocabulary):
-    matcher = vocabulary.grammars.compile({"type": "integer", "minimum": 10, "maximum": 99}).start()
+    matcher = vocabulary.compile({"type": "integer", "minimum": 10, "maximum": 99}).start()
     matcher.accept(vocabulary.tokens("4"))
     assert not matcher.may_end
     assert not any(matcher.allows(end) for end in vocabulary.ends)
@@ -399,7 +402,7 @@ def test_no_end_before_the_answer_is_whole(vocabulary):
 
 
 def test_an_answer_that_may_go_on_may_end(vocabulary):
-    matcher = vocabulary.grammars.compile({"type": "integer"}).start()
+    matcher = vocabulary.compile({"type": "integer"}).start()
     matcher.accept(vocabulary.tokens("4"))
     assert matcher.may_end
     assert not matcher.complete
@@ -407,7 +410,7 @@ def test_an_answer_that_may_go_on_may_end(vocabulary):
 
 
 def test_every_answer_of_a_grammar_is_its_own(vocabulary):
-    grammar = vocabulary.grammars.compile({"enum": ["ab", "cd"]})
+    grammar = vocabulary.compile({"enum": ["ab", "cd"]})
     one, other = grammar.start(), grammar.start()
     one.accept(vocabulary.tokens('"ab"'))
     assert one.complete
@@ -452,14 +455,14 @@ UNUSABLE = {
 @pytest.mark.parametrize("schema", UNUSABLE.values(), ids=UNUSABLE)
 def test_a_schema_that_no_answer_can_keep_is_refused(vocabulary, schema):
     with pytest.raises(Failure) as failure:
-        vocabulary.grammars.compile(schema)
+        vocabulary.compile(schema)
     assert failure.value.code == "inference.schema"
     assert failure.value.problem.cure
 
 
 def test_options_that_may_overlap_are_refused_with_a_cure_that_works(vocabulary):
     with pytest.raises(Failure, match="`anyOf` would do"):
-        vocabulary.grammars.compile(UNUSABLE["options that overlap"])
+        vocabulary.compile(UNUSABLE["options that overlap"])
 
 
 def nested(count, levels):
@@ -506,7 +509,7 @@ def test_no_schema_takes_long_to_compile_or_to_follow(vocabulary, schema):
     began = time.monotonic()
     longest = 0.0
     try:
-        matcher = vocabulary.grammars.compile(schema).start()
+        matcher = vocabulary.compile(schema).start()
         compiled = time.monotonic() - began
         print(f"compiled in {compiled * 1e3:.1f} ms")
         rng = random.Random(1)
@@ -524,54 +527,37 @@ def test_no_schema_takes_long_to_compile_or_to_follow(vocabulary, schema):
     print(f"longest step {longest * 1e3:.1f} ms")
 
 
-# ---- The cache -----------------------------------------------------------------------------------
+# ---- What a grammar keeps ------------------------------------------------------------------------
 
 
-def test_a_schema_is_compiled_once_until_its_lexer_is_worn(vocabulary, monkeypatch):
-    schema = {"type": "string", "maxLength": 77}
-    first = vocabulary.grammars.compile(schema)
-    assert vocabulary.grammars.compile(dict(schema)) is first
-    monkeypatch.setattr(grammars, "GRAMMAR_TOKENS", 2)
-    first.start().accept(vocabulary.tokens('"a b c'))
-    assert vocabulary.grammars.compile(schema) is not first
+def test_a_grammar_is_worn_by_its_answers_until_it_is_renewed(vocabulary, monkeypatch):
+    grammar = vocabulary.compile({"type": "string", "maxLength": 77})
+    monkeypatch.setattr(grammars, "GRAMMAR_TOKENS", grammar._tokens + 4)
+    begun = grammar.start()
+    assert not grammar.worn
+    begun.accept(vocabulary.tokens('"a b c'))
+    assert grammar.worn
+    vocabulary.grammars.renew(grammar)
+    assert not grammar.worn
+    for matcher in (begun, grammar.start()):
+        matcher.accept(matcher.forced() or vocabulary.tokens('"'))
 
 
-def test_the_cache_is_bounded_and_keeps_what_was_used_last(vocabulary):
-    schemas = [{"type": "string", "maxLength": 100 + n} for n in range(grammars.GRAMMARS_MAX)]
-    first, second, *_ = [vocabulary.grammars.compile(schema) for schema in schemas]
-    vocabulary.grammars.compile(schemas[0])
-    vocabulary.grammars.compile({"type": "string", "maxLength": 99})
-    assert vocabulary.grammars.compile(schemas[0]) is first
-    assert vocabulary.grammars.compile(schemas[1]) is not second
-
-
-def test_several_threads_compile_at_once(vocabulary):
-    schemas = [{"enum": [f"{n}", f"{n + 1}"]} for n in range(40)]
-    failures = []
-
-    def compile_all(seed):
-        rng = random.Random(seed)
-        try:
-            for schema in rng.sample(schemas, len(schemas)):
-                matcher = vocabulary.grammars.compile(schema).start()
-                matcher.accept(vocabulary.tokens(f'"{schema["enum"][0]}"'))
-                assert matcher.complete
-        except (Failure, AssertionError) as failure:
-            failures.append(failure)
-
-    threads = [threading.Thread(target=compile_all, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+def test_what_every_answer_begins_with_is_known_without_a_matcher(vocabulary):
+    for schema in (*DECISIONS.values(), {"const": {"ok": True}}, {"type": "integer"}):
+        grammar = vocabulary.compile(schema)
+        matcher = grammar.start()
+        assert list(grammar.opening) == matcher.forced()
+        matcher.accept(grammar.opening)
+        assert grammar.fixed == matcher.complete
+    assert vocabulary.compile({"const": {"ok": True}}).fixed
 
 
 # ---- Failures in the middle, and the last check --------------------------------------------------
 
 
 def test_a_token_that_is_not_allowed_fails_the_answer_with_a_type(vocabulary):
-    grammar = vocabulary.grammars.compile({"type": "boolean"})
+    grammar = vocabulary.compile({"type": "boolean"})
     matcher = grammar.start()
     assert not matcher.allows(vocabulary.tokens("x")[0])
     with pytest.raises(Failure) as failure:
@@ -584,16 +570,15 @@ def test_a_token_that_is_not_allowed_fails_the_answer_with_a_type(vocabulary):
     assert grammar.worn, "whatever broke it is not met again"
 
 
-def test_a_lexer_that_has_no_room_left_fails_the_answer_and_is_replaced(vocabulary):
+def test_a_lexer_that_has_no_room_left_fails_the_answer_and_is_worn(vocabulary):
     schema = {"type": "string", "pattern": "^.*a.{200}$"}
-    grammar = vocabulary.grammars.compile(schema)
+    grammar = vocabulary.compile(schema)
     matcher = grammar.start()
     rng = random.Random(1)
     with pytest.raises(Failure, match="too"):
         for _ in range(2000):
             matcher.accept([rng.choice([t for t in matcher.allowed() if not matcher.may_end])])
     assert grammar.worn
-    assert vocabulary.grammars.compile(schema) is not grammar
 
 
 @pytest.mark.parametrize("text", ["1e999", "NaN", "[1,]", '{"a": 1', "", "[" * 100_000, '"\ud800"'])

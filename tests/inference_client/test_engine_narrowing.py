@@ -5,7 +5,7 @@ import json
 import jsonschema
 import pytest
 
-from inference_client.engine import narrowing
+from inference_client.engine import narrowing, refusing
 from inference_client.engine.narrowing import narrowed, patterns, serialised
 from ipc_protocol.errors import Failure
 
@@ -269,7 +269,7 @@ def test_annotations_and_what_means_nothing_are_dropped():
 
 
 def test_numbers_have_bounds_and_the_given_ones_are_kept():
-    largest = narrowing.LARGEST
+    largest = refusing.LARGEST
     assert own({"type": "integer"}) == {
         "type": "integer",
         "minimum": -largest,

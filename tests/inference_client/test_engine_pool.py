@@ -1,15 +1,18 @@
 """What the pool does when llama.cpp has no room, or breaks: a real model, an unwilling context."""
 
 import asyncio
+import contextlib
 
+import msgspec
 import pytest
 
 from inference_client.engine.context import Context
 from inference_client.engine.llama import DecodeError
 from inference_client.engine.loading import load
-from inference_client.engine.pool import Pool
+from inference_client.engine.pool import TEXT_INLINE_MAX, Pool
+from inference_client.engine.schemas import GRAMMARS_MAX
 from ipc_protocol.errors import Failure
-from ipc_protocol.inference import ChatMessage, EngineStart, Generate
+from ipc_protocol.inference import ChatMessage, EngineStart, Generate, Score
 
 pytestmark = pytest.mark.model
 
@@ -87,3 +90,63 @@ async def test_a_queue_that_is_full_says_so(unwilling, monkeypatch):
     codes = {outcome.code for outcome in outcomes if isinstance(outcome, Failure)}
     assert codes == {"inference.busy"}
     assert any(not isinstance(outcome, Failure) for outcome in outcomes)
+
+
+async def test_a_request_that_waits_for_a_grammar_has_its_deadline_and_holds_up_nobody(unwilling):
+    pool, _, _ = unwilling
+    new = msgspec.structs.replace(ask("new"), schema={"enum": [True]})
+    known = {"type": "integer", "minimum": 0, "maximum": 9}
+    async with contextlib.AsyncExitStack() as others:
+        for number in range(GRAMMARS_MAX):
+            schema = {**known, "minimum": number - GRAMMARS_MAX + 1}
+            await others.enter_async_context(pool._schemas.grammar(schema))
+        waiting = asyncio.create_task(pool.generate(new))
+        with pytest.raises(Failure) as failure:
+            await pool.generate(msgspec.structs.replace(new, deadline_us=20_000))
+        assert failure.value.code == "inference.deadline"
+        answer = await pool.generate(msgspec.structs.replace(ask("known"), schema=known))
+        assert int(answer.text) in range(10)
+        assert not waiting.done()
+    answer = await waiting
+    assert answer.text == "true"
+    assert answer.usage.queue_us > 20_000, "it counts from its arrival"
+
+
+async def test_a_failed_schema_leaves_its_request_and_the_next_one_is_served(unwilling):
+    pool, _, _ = unwilling
+    for _ in range(GRAMMARS_MAX + 1):
+        with pytest.raises(Failure) as failure:
+            await pool.generate(msgspec.structs.replace(ask(), schema={"not": {}}))
+        assert failure.value.code == "inference.schema"
+    assert (await pool.generate(msgspec.structs.replace(ask(), schema={"const": 1}))).text == "1"
+
+
+async def test_a_long_text_is_not_tokenised_on_the_loop(unwilling, monkeypatch):
+    pool, _, _ = unwilling
+    threads = []
+    to_thread = asyncio.to_thread
+
+    async def noted(function, *args):
+        threads.append(function.__name__)
+        return await to_thread(function, *args)
+
+    monkeypatch.setattr(asyncio, "to_thread", noted)
+    long = "disk " * TEXT_INLINE_MAX
+    for texts in ((long, "a"), ("a", long)):
+        with pytest.raises(Failure) as failure:
+            await pool.score(Score("a", "normal", *texts))
+        assert failure.value.code == "inference.context"
+    assert threads == ["tokenise", "tokenise"]
+
+
+async def test_likelihoods_of_a_stream_come_with_its_items_alone(unwilling):
+    pool, _, _ = unwilling
+    heard = []
+
+    async def send(item):
+        heard.extend(item.logprobs)
+
+    asked = msgspec.structs.replace(ask(), logprobs=1, stream=True)
+    answer = await pool.generate(asked, send)
+    assert answer.logprobs == []
+    assert b"".join(one.piece for one in heard).decode() == answer.text

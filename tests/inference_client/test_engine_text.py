@@ -65,3 +65,30 @@ def test_however_a_text_is_cut_it_comes_out_the_same(text, cuts, stops):
     shown.append(stream.finish())
     ends = [at for at in (text.find(stop) for stop in stream._stop) if at >= 0]
     assert "".join(shown) == stream.text == text[: min(ends, default=len(text))]
+
+
+def undecided(text, stop):
+    """By definition: the longest end of the text that begins a stop string and is shorter."""
+    return max(
+        (
+            length
+            for string in stop
+            for length in range(1, len(string))
+            if text.endswith(string[:length])
+        ),
+        default=0,
+    )
+
+
+@given(
+    st.lists(st.text(alphabet="ab你", max_size=6), max_size=6),
+    st.lists(st.text(alphabet="ab你", max_size=4), max_size=12),
+)
+def test_as_much_is_held_back_as_may_begin_a_stop_string_and_no_more(stop, parts):
+    stream = TextStream(stop)
+    fed = ""
+    for part in parts:
+        stream.feed(part.encode())
+        fed += part
+        if not stream.stopped:
+            assert len(fed) - len(stream.text) == undecided(fed, stop)

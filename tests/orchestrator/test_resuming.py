@@ -18,13 +18,12 @@ def item(text: str, *tokens: int, logprobs: bool = False) -> GeneratedText:
     return GeneratedText(text=text, tokens=list(tokens), logprobs=likely if logprobs else [])
 
 
-def generated(text: str, *likely: int, **usage: int) -> Generated:
+def generated(text: str, **usage: int) -> Generated:
     spent = {"queue_us": 1, "first_token_us": 2, "total_us": 3, **usage}
     return Generated(
         text=text,
         finish="stop",
         usage=Usage(prompt_tokens=7, cached_tokens=0, generated_tokens=4, **spent),
-        logprobs=[TokenLogprob(piece=b"x", logprob=-float(token)) for token in likely],
     )
 
 
@@ -66,7 +65,8 @@ def test_a_listener_is_told_of_the_first_slot_alone_and_of_each_token_once() -> 
 def test_an_answer_of_one_engine_is_passed_on_with_the_time_before_it_was_asked() -> None:
     answer = Answer(params(), 100, listened=False)
     answer.ask(150)
-    whole = answer.whole(generated("ab", 1, 2, queue_us=5, first_token_us=10, total_us=30))
+    answer.take(item("ab", 1, 2, logprobs=True), 160)
+    whole = answer.whole(generated("ab", queue_us=5, first_token_us=10, total_us=30))
     assert whole.text == "ab"
     assert [one.logprob for one in whole.logprobs] == [-1.0, -2.0]
     usage = whole.usage
@@ -85,7 +85,7 @@ def test_the_costs_of_several_engines_are_added_up_and_only_waiting_is_waiting()
     answer.ask(70)
     answer.take(item(""), 75)
     answer.take(item("b", 2, logprobs=True), 80)
-    whole = answer.whole(generated("ab", 2, queue_us=5, first_token_us=10, total_us=30))
+    whole = answer.whole(generated("ab", queue_us=5, first_token_us=10, total_us=30))
     assert [one.logprob for one in whole.logprobs] == [-1.0, -2.0]
     assert whole.usage.total_us == 100
     assert whole.usage.first_token_us == 25
@@ -117,7 +117,7 @@ def test_an_answer_without_tokens_begins_again_until_a_listener_was_told_of_it()
     answer.take(GeneratedText(text="b", logprobs=likely), 0)
     assert answer.news() == GeneratedText()
     assert answer.news() == GeneratedText(text="b", logprobs=likely)
-    assert len(answer.whole(generated("b", 1)).logprobs) == 1
+    assert len(answer.whole(generated("b")).logprobs) == 1
     with pytest.raises(Failure, match="no other can continue") as failure:
         answer.fall(0)
     assert failure.value.code == "inference.unavailable"
