@@ -15,6 +15,7 @@ import numpy.typing as npt
 from inference_client.engine.batch import Batch, SequenceRow
 from inference_client.engine.device_sampling import Chain
 from inference_client.engine.llama import DecodeError, Model, complaint, invalid_model, library
+from inference_client.engine.planning.policy import SCORED_OUTPUTS_MAX
 from inference_client.engine.planning.slots import Copy, Forget, Keep, Operation, SwapIn, SwapOut
 from inference_client.engine.sampling import Logits
 from ipc_protocol.inference import EngineStart, KvLayout, KvType, Sampling
@@ -57,6 +58,7 @@ class Context:
         params.n_batch = batch
         params.n_ubatch = batch
         params.n_seq_max = start.slots
+        params.n_outputs_max = start.slots + SCORED_OUTPUTS_MAX
         params.n_threads = params.n_threads_batch = start.threads
         params.kv_unified = layout == "unified"
         params.type_k = params.type_v = KV_TYPES[start.kv_type]

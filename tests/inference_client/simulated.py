@@ -130,7 +130,8 @@ class Simulation:
     """A pool whose steps take simulated time. `finished` has the requests as they were completed.
 
     `swap_refusals` and `losses` count down the sequences that the host does not take, or not give
-    back.
+    back. Of `hidden` cells the table does not know that the backend cannot use them; `stuck` has
+    the requests that could not go on for it.
     """
 
     slots: int = 2
@@ -147,12 +148,14 @@ class Simulation:
     forced: int = 0
     swap_refusals: int = 0
     losses: int = 0
+    hidden: int = 0
     pacing: Pacing = field(default_factory=Pacing)
     planner: Planner = field(init=False)
     backend: Backend = field(init=False)
     now_us: int = 0
     finished: list[Request] = field(default_factory=list)
     expired: list[Request] = field(default_factory=list)
+    stuck: list[Request] = field(default_factory=list)
     scores: dict[int, list[int]] = field(default_factory=dict)
     rows: list[list[Row]] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
@@ -209,6 +212,12 @@ class Simulation:
             self.now_us += step.retry_us or 1
             return False
         self._check()
+        if not self._has_room(step.rows):
+            stuck = self.planner.refuse()
+            if stuck is not None:
+                self.planner.cancel(stuck)
+                self.stuck.append(stuck)
+            return True
         self.backend.decode(step.rows)
         elapsed_us = self.step_us + self.token_us * sum(len(row.tokens) for row in step.rows)
         self.now_us += elapsed_us
@@ -233,11 +242,11 @@ class Simulation:
 
     def _apply(self, operations: list[Operation]) -> bool:
         """Whether everything was found that should be there."""
-        complete = True
+        lost = []
         self.operations += operations
         for operation in operations:
             if isinstance(operation, Keep):
-                if self.backend.lengths[operation.slot] or complete:
+                if self.backend.lengths[operation.slot] or not lost:
                     self.backend.keep(operation)
             elif isinstance(operation, Copy):
                 self.backend.copy(operation)
@@ -248,10 +257,7 @@ class Simulation:
             elif isinstance(operation, SwapIn):
                 if self.losses:
                     self.losses -= 1
-                    complete = False
-                    request = self.planner.slots.slots[operation.slot].request
-                    assert request is not None
-                    self.planner.lost(request)
+                    lost.append(self.planner.slots.slots[operation.slot].request)
                     continue
                 size = self.backend.swap_in(operation)
                 self.planner.swapped(operation, size, int(size * self.swap_us))
@@ -261,7 +267,14 @@ class Simulation:
                 self.backend.swapped.pop(operation.handle, None)
             used = sum(map(len, self.backend.swapped.values())) * TOKEN_BYTES
             assert used <= self.planner.swap.bytes_max, "the host keeps more than it may"
-        return complete
+        for request in lost:
+            assert request is not None
+            self.planner.lost(request)
+        return not lost
+
+    def _has_room(self, rows: list[Row]) -> bool:
+        needed = self.backend.cells_used + sum(len(row.tokens) for row in rows)
+        return needed <= self.cells - self.hidden
 
     def _refuses(self) -> bool:
         self.swap_refusals -= 1

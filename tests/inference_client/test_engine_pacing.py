@@ -61,6 +61,15 @@ def test_too_little_prefill_teaches_nothing_and_neither_does_an_empty_step():
     assert pacing.prefill_us == PRIOR_PREFILL_US
 
 
+def test_a_little_prefill_says_what_it_costs_at_most():
+    pacing = Pacing()
+    pacing.observe(0, 100, 430_000)
+    pacing.observe(1, 2, 49_000)
+    assert pacing.prefill_us == 4_300
+    pacing.observe(1, 2, 4_300)
+    assert pacing.prefill_us == pytest.approx(4_300 - WEIGHT * 2_150)
+
+
 def test_a_step_that_was_faster_than_its_decodes_does_not_make_prefill_free():
     pacing = paced((1, 6_000))
     pacing.observe(1, 10, 5_000)
@@ -73,6 +82,11 @@ def test_between_measured_numbers_of_sequences_the_time_is_interpolated():
     assert pacing.decode_us(4) == 14_000
     assert pacing.decode_us(3) == pacing.decode_us(4)
     assert pacing.decode_us(16) == 44_000
+
+
+def test_a_step_is_never_slower_than_one_with_more_sequences():
+    pacing = paced((1, 900_000), (4, 40_000), (8, 30_000))
+    assert [pacing.decode_us(n) for n in (1, 2, 4, 8, 16)] == [30_000] * 4 + [60_000]
 
 
 def test_one_stall_changes_little():
@@ -146,6 +160,8 @@ def test_who_ran_out_of_cells_is_expected_to_need_twice_as_many():
     one = request()
     one.squeezes = 2
     assert agents.expected_tokens(one) == 4 * EXPECTED_TOKENS
+    one.squeezes = 5_000
+    assert agents.expected_tokens(one) == 1000
 
 
 def test_an_agent_is_expected_back_as_often_as_it_came():

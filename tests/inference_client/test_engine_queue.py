@@ -170,6 +170,32 @@ def test_a_request_that_is_taken_changes_whose_turn_is_next():
     assert not waiting.waits(rank("normal"))
 
 
+def test_a_request_that_leaves_while_others_are_offered_is_passed_over():
+    waiting = RequestQueue(10)
+    requests = [request(number, agent) for number, agent in enumerate("aabb")]
+    for one in requests:
+        waiting.push(one)
+    offered = []
+    for one in waiting.offers(rank("normal"), ()):
+        offered.append(one.id)
+        if one.id == 0:
+            waiting.remove(requests[2])
+            waiting.remove(requests[3])
+            waiting.push(request(4, "a", deadline_us=5))
+    assert offered == [0, 1]
+
+
+def test_a_request_whose_wait_begins_anew_is_behind_all_others():
+    waiting = RequestQueue(4)
+    first, second = request(1), request(2)
+    waiting.push(first)
+    waiting.push(second)
+    waiting.renew(first, 9)
+    assert list(waiting.oldest()) == [second, first]
+    assert waiting.idle_since(8) == [second]
+    assert drained(waiting) == [1, 2]
+
+
 def test_a_full_queue_says_that_it_is_busy():
     waiting = RequestQueue(1)
     waiting.push(request(1))

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_client.engine.planning import slots
 from inference_client.engine.planning.cells import Cells
 from inference_client.engine.planning.prefixes import PrefixIndex, common_prefix, extend_hashes
 from inference_client.engine.planning.request import Request
@@ -208,6 +209,44 @@ def test_tokens_are_compared_though_their_hashes_are_the_same(monkeypatch):
     assert table.longest(one) == (0, [])
 
 
+def by_number(hashes: list[int], tokens: list[int], block: int) -> None:
+    """Hashes that are the same for all tokens."""
+    hashes += range(len(hashes), len(tokens) // block)
+
+
+def test_of_those_with_the_same_hashes_the_one_with_the_same_tokens_is_found(monkeypatch):
+    monkeypatch.setattr(slots, "extend_hashes", by_number)
+    table = table_of(3, block=2)
+    leave(table, [5, 6, 7, 8], agent="b")
+    same = leave(table, [1, 2, 3, 4], agent="c", now_us=2)
+    one = request([1, 2, 3, 4, 9], agent="b")
+    assert table.longest(one) == (4, [table.slots[same]])
+    choice = table.choose(one, length_of)
+    assert (choice.source, choice.length) == (same, 4)
+
+
+def test_behind_a_longer_one_with_the_same_hash_the_same_tokens_are_found(monkeypatch):
+    monkeypatch.setattr(slots, "extend_hashes", by_number)
+    table = table_of(3, block=2, partial=False)
+    leave(table, [5, 6, 7, 8], agent="b")
+    same = leave(table, [1, 2], agent="c")
+    assert table.longest(request([1, 2, 3, 4, 9])) == (2, [table.slots[same]])
+
+
+def test_the_same_hash_twice_in_a_sequence_is_removed_once():
+    index = PrefixIndex()
+    index.add(1, [7, 7, 7])
+    index.add(2, [7])
+    index.remove(1, [7, 7, 7], 1)
+    index.remove(1, [7])
+    assert index.longest([7]) == (1, {2})
+    index.remove(2, [7])
+    assert index.longest([7]) == (0, set())
+    index.add(1, [7, 7])
+    index.remove(1, [7, 7])
+    assert index.longest([7]) == (0, set())
+
+
 def test_a_beginning_shorter_than_a_block_is_not_looked_for():
     table = table_of(2, block=4)
     leave(table, [1, 2, 3, 4, 5, 6])
@@ -259,6 +298,7 @@ def test_until_a_batch_is_decoded_copies_are_not_disturbed():
     table.take(Choice(target, source, 3), one, 1)
     assert not table.may_swap_out(table.slots[target])
     assert not table.may_swap_in(table.slots[source])
+    assert not table.may_swap_in(table.slots[target])
     table.settled()
     assert table.may_swap_out(table.slots[target])
     assert table.may_swap_in(table.slots[source])

@@ -15,25 +15,26 @@
 Pure: no clock, no socket, no model.
 """
 
-import itertools
+from typing import Final
 
 from inference_client.engine.planning.agents import Agents
 from inference_client.engine.planning.cache import Cache
-from inference_client.engine.planning.policy import Counters, Policy
+from inference_client.engine.planning.policy import URGENT, Counters, Policy
 from inference_client.engine.planning.prefixes import PrefixIndex, common_prefix
 from inference_client.engine.planning.queue import RequestQueue
 from inference_client.engine.planning.request import Request
 from inference_client.engine.planning.slots import Choice
 from ipc_protocol.values import PRIORITIES
 
-URGENT = 0
-"""The rank of the class that nothing may delay."""
+NEXT: Final = "the next step takes it in"
+FULL: Final = "every slot is taken by work that may not be preempted"
+NO_CELLS: Final = "the KV cache is full"
+FOLLOWS: Final = "its preamble is being read for another request"
+SPENT: Final = "its agent has spent its tokens of this minute"
 
-NEXT = "the next step takes it in"
-FULL = "every slot is taken by work that may not be preempted"
-NO_CELLS = "the KV cache is full"
-FOLLOWS = "its preamble is being read for another request"
-SPENT = "its agent has spent its tokens of this minute"
+FOLLOWERS_MAX: Final = 64
+"""Requests that are looked at in one step and found to wait for a beginning, as many as there may
+be slots: a thousand cost no more time. Those behind them wait for a later step."""
 
 
 def running_limit(count: int) -> str:
@@ -59,7 +60,7 @@ class Admission:
         self.limited: set[str] = set()
         """Agents that have reached a limit, of those whose turn it was."""
         self.credit = 0.0
-        """Tokens that are put aside for the starvation tier."""
+        """Tokens that are put aside for the starvation tier, at most what one request can cost."""
         self.boundaries: dict[int, int] = {}
         """By slot: where its prefill has to pause, so that others can copy it whole."""
         self.ceiling: int | None = None
@@ -76,11 +77,15 @@ class Admission:
         self._now_us = 0
 
     def limit_of(self, request: Request, now_us: int) -> str | None:
-        """The limit that the request's agent has reached, if it has."""
+        """The limit that the request's agent has reached, if it has.
+
+        A request that was begun may go on, whatever it has cost by now.
+        """
         agent, most = request.agent, request.share.running_max
         if most and self._agents.runs(agent) >= most:
             return running_limit(most)
-        return SPENT if self._agents.allowed_in_us(agent, now_us) else None
+        spent = request.started_us is None and self._agents.allowed_in_us(agent, now_us)
+        return SPENT if spent else None
 
     def admit(self, now_us: int) -> None:
         """Give slots to waiting requests, as long as there are any to give."""
@@ -100,17 +105,32 @@ class Admission:
                 return
 
     def starving(self, now_us: int) -> bool:
-        """Whether somebody is in the tier: has waited too long for a slot, or left out."""
+        """Whether somebody is in the tier: has waited too long for a slot, or left out.
+
+        Nobody is whom a limit of its own holds back: its wait begins anew.
+        """
         limit = now_us - self._policy.starved_us
-        first = next(self._queue.oldest(), None)
-        return (first is not None and first.idle_since_us <= limit) or any(
+        while (first := next(self._queue.oldest(), None)) and first.idle_since_us <= limit:
+            if self.limit_of(first, now_us) is None:
+                return True
+            self._queue.renew(first, now_us)
+        return any(
             request.left_out and request.idle_since_us <= limit
             for request in self._slots.requests()
         )
 
+    def earn(self, tokens: float) -> None:
+        """Put tokens aside for the tier."""
+        self.credit = min(self.credit + tokens, float(self._policy.context))
+
     def pinned(self, request: Request) -> bool:
         """It has made way often enough, and keeps its slot."""
         return request.preemptions >= self._policy.preemptions_max
+
+    def quantum(self, request: Request) -> int:
+        """Tokens that the request is given in its slot before it has to make way."""
+        doublings = min(request.preemptions, self._policy.quantum_doublings_max)
+        return self._policy.quantum_tokens << doublings
 
     def take_off(self, request: Request) -> None:
         """Let the request make way. Its tokens stay in the slot until somebody needs the room."""
@@ -155,11 +175,17 @@ class Admission:
 
     def _admit_class(self, rank: int) -> bool:
         """Whether the next class may have its turn."""
-        for request in self._queue.offers(rank, self.limited):
+        skipped: set[str] = set()
+        for request in self._queue.offers(rank, skipped):
             if self._limited(request):
+                # Those that were begun come first among its agent's, and were offered.
+                skipped.add(request.agent)
                 continue
             if self._full and not self._victims(request):
                 self.held = FULL if self._slots.full else NO_CELLS
+                return False
+            if len(self.following) >= FOLLOWERS_MAX:
+                self.held = FOLLOWS
                 return False
             if self._follows(request):
                 continue
@@ -169,11 +195,13 @@ class Admission:
         return True
 
     def _limited(self, request: Request) -> bool:
-        """Whether the request's agent has reached a limit, which then is the reason it waits."""
-        limit = self.limit_of(request, self._now_us)
-        if limit is not None:
-            self.limited.add(request.agent)
-        return limit is not None
+        """Whether the request's agent has reached a limit, which then is the reason it waits: that
+        time does not lead to the tier."""
+        if self.limit_of(request, self._now_us) is None:
+            return False
+        self.limited.add(request.agent)
+        self._queue.renew(request, self._now_us)
+        return True
 
     def _follows(self, request: Request) -> bool:
         """Whether the request should wait for a beginning that is being computed."""
@@ -258,14 +286,17 @@ class Admission:
     # -- making way
 
     def _victim(self, request: Request) -> Request | None:
-        """The least urgent request that may be taken off for this one; of several the one in whose
-        slot the longest prefix lies, then the youngest."""
+        """The least urgent request that may be taken off for this one; of several the one that made
+        way least often, then the one in whose slot the longest prefix lies, then the youngest."""
         victims = self._victims(request)
         if not victims:
             return None
         _, holders = self._slots.longest(request)
         places = {slot.index for slot in holders}
-        return max(victims, key=lambda one: (one.rank, one.slot in places, one.order))
+        return max(
+            victims,
+            key=lambda one: (one.rank, -one.preemptions, one.slot in places, one.order),
+        )
 
     def _victims(self, request: Request) -> list[Request]:
         return [other for other in self._slots.requests() if self._yields(other, request)]
@@ -273,7 +304,7 @@ class Admission:
     def _yields(self, other: Request, request: Request) -> bool:
         """Whether `other` has to make way: for a strictly more urgent class or for the tier, after
         its quantum, and not too often."""
-        if other.served_tokens < self._policy.quantum_tokens or self.pinned(other):
+        if other.served_tokens < self.quantum(other) or self.pinned(other):
             return False
         if other.promoted or request.promoted:
             return (request.rank == URGENT or (request.promoted and not other.promoted)) and (
@@ -333,7 +364,8 @@ class Admission:
             return choice
         while not self._fits(request, choice):
             source = self._slots.slots[choice.source]
-            if self._cache.evict(spared=choice.source if choice.handle is None else None):
+            spared = choice.source if choice.handle is None else None
+            if self._cache.evict(spared, hurried=request.rank == URGENT):
                 continue
             if choice.handle is not None:
                 choice = self._cache.choose(request, swapped=False)
@@ -367,13 +399,12 @@ class Admission:
 
         Those that were paid for and had to make way for urgent work come first.
         """
-        limit = self._now_us - self._policy.starved_us
         self._paid = {key: one for key, one in self._paid.items() if one in self._queue}
         for request in self._paid.values():
             if not self._limited(request):
                 self._seat(request)
-        starved = itertools.takewhile(lambda one: one.idle_since_us <= limit, self._queue.oldest())
-        for request in list(starved) if self.credit > 0 else []:
+        limit = self._now_us - self._policy.starved_us
+        for request in self._queue.idle_since(limit) if self.credit > 0 else []:
             if request.rank == URGENT or request.promoted or self._limited(request):
                 continue
             cost = self._needs(request) - request.reusable_max

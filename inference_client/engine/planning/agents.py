@@ -29,6 +29,9 @@ WEIGHT_MIN: Final = 0.01
 
 MINUTE_US: Final = 60_000_000
 
+SQUEEZES_MAX: Final = 16
+"""Doublings of what is expected: more than any context holds, and far from what a float cannot."""
+
 
 @dataclass(eq=False)
 class Agent:
@@ -111,7 +114,7 @@ class Agents:
         length: float = EXPECTED_TOKENS
         if agent is not None and agent.length is not None:
             length = agent.length + agent.deviation
-        length *= 2.0**request.squeezes
+        length *= 2.0 ** min(request.squeezes, SQUEEZES_MAX)
         rest = request.tokens_max - request.produced_tokens
         return min(rest, max(1, round(length) - request.produced_tokens))
 

@@ -17,10 +17,10 @@ Pure: no clock, no socket, no model.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from inference_client.engine.planning.admission import URGENT, Admission
+from inference_client.engine.planning.admission import Admission
 from inference_client.engine.planning.cache import Cache
 from inference_client.engine.planning.pacing import Pacing
-from inference_client.engine.planning.policy import Counters, Policy
+from inference_client.engine.planning.policy import SCORED_OUTPUTS_MAX, URGENT, Counters, Policy
 from inference_client.engine.planning.queue import RequestQueue
 from inference_client.engine.planning.request import Request
 
@@ -42,6 +42,10 @@ class Room:
 
     tokens: int
     """Of prefill and forced text."""
+    outputs: int = SCORED_OUTPUTS_MAX
+    """Of continuations that are scored."""
+    granted: bool = False
+    """A sequence with forced text has had its turn."""
     cells: int = 0
     """That the rows so far will take."""
     rank: int | None = None
@@ -95,7 +99,7 @@ class Batching:
 
     def make_room(self, request: Request) -> bool:
         """Evict a resident, or take off the last sequence behind `request` in the order."""
-        if self._cache.evict():
+        if self._cache.evict(hurried=request.rank == URGENT):
             return True
         pinned = self._admission.pinned(request)
         others = [
@@ -212,13 +216,22 @@ class Batching:
             room.budgets[rank] = self._budget(rank, room, now_us)
         used = self._policy.prefill_tokens - room.tokens
         chunk = room.budgets[rank] - used
-        if self._goes_first(request):
+        if self._is_granted(request, room):
             chunk = max(chunk, self._policy.prefill_tokens_min)
         chunk = min(chunk, room.tokens)
         if not self._slots.partial and request.slot in self._admission.boundaries:
             start = len(self._slots.slots[request.slot].tokens)
             chunk = min(chunk, self._admission.boundaries[request.slot] - start)
         return chunk
+
+    def _is_granted(self, request: Request, room: Room) -> bool:
+        """Whether the request has the least prefill whatever time is left: it is paid for, or the
+        first that has forced text. Others would add up beside a more urgent decode."""
+        if request.id in self._on_credit:
+            return True
+        first = request.ready and not room.granted
+        room.granted = room.granted or first
+        return first
 
     def _budget(self, rank: int, room: Room, now_us: int) -> int:
         """Tokens of prefill that fit into this step for the sake of a class."""
@@ -251,12 +264,17 @@ class Batching:
             while self._slots.cells_free - room.cells < wanted and self.make_room(request):
                 pass
             wanted = min(wanted, self._slots.cells_free - room.cells)
+        first_output = len(request.target) - 1
+        if request.tail:
+            first_output = request.prompt_tokens - 1
+            wanted = min(wanted, max(first_output - start, 0) + room.outputs)
         if wanted < 1:
             return None
         room.cells += wanted
         end = start + wanted
-        first_output = request.prompt_tokens - 1 if request.tail else len(request.target) - 1
         outputs = max(0, end - max(start, first_output))
+        if request.tail:
+            room.outputs -= outputs
         return Row(request, slot.index, start, request.target[start:end], outputs)
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from inference_client.engine.planning.agents import Agents
 from inference_client.engine.planning.pacing import Pacing
-from inference_client.engine.planning.policy import Counters
+from inference_client.engine.planning.policy import URGENT, Counters
 from inference_client.engine.planning.request import Request
 from inference_client.engine.planning.slots import (
     Choice,
@@ -32,6 +32,10 @@ returns, so that it is kept before residents of less than five more urgent class
 RETURN_LIKELY: Final = 0.75
 RETURN_UNKNOWN: Final = 0.25
 """How likely an agent is taken to return that did so before, and one that came once."""
+
+HURRIED_US: Final = 50_000
+"""What keeping a sequence may take before the first token of an urgent request: what a reader does
+not notice. Above it, what stands in the way is dropped."""
 
 
 class Cache:
@@ -118,11 +122,12 @@ class Cache:
         """Give the request its slot, with what the choice found for it."""
         slot = self.slots.slots[choice.slot]
         if choice.handle is None:
-            self.displace(slot, choice.length if choice.source == choice.slot else 0, request)
+            length = choice.length if choice.source == choice.slot else 0
+            self.displace(slot, length, request, hurried=request.rank == URGENT)
         else:
             entry = self.swap.get(choice.handle)
             assert entry is not None, "what was chosen in this step is still there"
-            self.displace(slot, 0, request)
+            self.displace(slot, 0, request, hurried=request.rank == URGENT)
             self.swap.hold(None)
             self.swap.remove(entry.handle)
             self.operations += self.slots.swap_in(slot, entry.tokens, entry.handle)
@@ -150,17 +155,25 @@ class Cache:
 
     # -- making way
 
-    def displace(self, slot: Slot, length: int = 0, taker: Request | None = None) -> None:
+    def displace(
+        self,
+        slot: Slot,
+        length: int = 0,
+        taker: Request | None = None,
+        *,
+        hurried: bool = False,
+    ) -> None:
         """Cut what lies in the slot to `length`, and keep the rest elsewhere if that is worth it.
 
         `taker` is the request that goes on with it, if any. Where an agent continues its own text
-        differently, the old end is not kept: it was an earlier turn.
+        differently, the old end is not kept: it was an earlier turn. Where the room is for an
+        urgent request it is `hurried`, and nothing is kept that takes long to move.
         """
         if not slot.tokens or length == len(slot.tokens):
             return
         owner = slot.owner if slot.owner is not taker else None
         continued = length > 0 and taker is not None and taker.agent == slot.agent
-        swapped = not continued and self._swap_out(slot, length, owner)
+        swapped = not continued and self._swap_out(slot, length, owner, hurried=hurried)
         if owner is not None:
             self._counters.preemptions["swapped" if swapped else "dropped"] += 1
         self.operations += self.slots.keep(slot, length)
@@ -169,13 +182,14 @@ class Cache:
             slot.agent = ""
         self._worth.pop(slot.index, None)
 
-    def evict(self, spared: int | None = None) -> bool:
-        """Free the cells of the resident that is worth least for each of them."""
+    def evict(self, spared: int | None = None, *, hurried: bool = False) -> bool:
+        """Free the cells of the resident that is worth least for each of them; see `displace`."""
         idle = [slot for slot in self.slots.residents() if slot.index != spared]
         if not idle:
             return False
         self.displace(
-            min(idle, key=lambda slot: self.worth(slot) / max(self.slots.own_cells(slot), 1))
+            min(idle, key=lambda slot: self.worth(slot) / max(self.slots.own_cells(slot), 1)),
+            hurried=hurried,
         )
         return True
 
@@ -189,8 +203,10 @@ class Cache:
         """The shell has kept a sequence of `size` bytes; 0: it could not."""
         self.swap.settle(handle, size)
 
-    def _swap_out(self, slot: Slot, length: int, owner: Request | None) -> bool:
+    def _swap_out(self, slot: Slot, length: int, owner: Request | None, *, hurried: bool) -> bool:
         size = self.swap.size_of(len(slot.tokens))
+        if hurried and self._pacing.swap_us(size) > HURRIED_US:
+            return False
         if size > self.swap.bytes_max or not self.slots.may_swap_out(slot):
             return False
         lost = min(len(slot.tokens) - length, self._wanted(slot, owner))

@@ -7,16 +7,20 @@ Pure: no clock, no socket, no model.
 """
 
 import heapq
+import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from inference_client.engine.planning.admission import FOLLOWS, Admission
+from inference_client.engine.planning.admission import FOLLOWS, SPENT, Admission
 from inference_client.engine.planning.agents import Agents
 from inference_client.engine.planning.cache import Cache
 from inference_client.engine.planning.pacing import Pacing
 from inference_client.engine.planning.policy import Counters, Policy
 from inference_client.engine.planning.queue import RequestQueue
 from inference_client.engine.planning.request import Request
+
+PLACES_MAX: Final = 256
+"""Waiting requests that are told of: as many as a screen or a status message has any use for."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +61,34 @@ class Forecast:
         self._counters = counters
 
     def hopeless(self, request: Request, now_us: int) -> bool:
-        """Whether the deadline of the request is past, or too near even if it were alone."""
+        """Whether the deadline of the request is past, or too near even if it were alone.
+
+        Where nobody else runs it is given a chance as long as there is time: what is known may be
+        of a slower hour, and only the steps of those who run teach better.
+        """
         assert request.deadline_us is not None
         left_us = request.deadline_us - now_us
         if left_us <= 0:
             return True
-        if not self._pacing.measured:
+        if not self._pacing.measured or not self._others_run(request):
             return False
         left_us = int(left_us / self._policy.deadline_margin)
         if self._alone_us(request, self._held(request)) <= left_us:
             return False
         return self._alone_us(request, self._cache.found(request)) > left_us
 
+    def _others_run(self, request: Request) -> bool:
+        return self._slots.busy > (request.slot is not None)
+
     def waiting(self, now_us: int) -> list[Place]:
-        """The queue in its order, why each of them waits, and for about how long yet."""
+        """The queue in its order, why each of them waits, and for about how long yet.
+
+        Of the first `PLACES_MAX`; those behind are left out.
+        """
         estimates = self._estimates() if self._pacing.measured else None
         places = []
         ahead = 0
-        for index, request in enumerate(self._queue.in_order()):
+        for index, request in enumerate(itertools.islice(self._queue.in_order(), PLACES_MAX)):
             limit = self._admission.limit_of(request, now_us)
             follows = request.id in self._admission.following
             reason = limit or (FOLLOWS if follows else None)
@@ -84,7 +98,7 @@ class Forecast:
                 ahead += 1
             estimate = None
             if limit is not None:
-                estimate = self._limited_us(request, now_us)
+                estimate = self._limited_us(request, limit, now_us)
             elif estimates is not None:
                 estimate = estimates.take(request, follows=follows)
             places.append(Place(request, index + 1, reason, self._state(request), estimate))
@@ -95,11 +109,10 @@ class Forecast:
             return "swapped"
         return "preempted" if request.preemptions else "queued"
 
-    def _limited_us(self, request: Request, now_us: int) -> int | None:
+    def _limited_us(self, request: Request, limit: str, now_us: int) -> int | None:
         """Until the limit of the request's agent lets the next one through."""
-        spent_us = self._agents.allowed_in_us(request.agent, now_us)
-        if spent_us:
-            return spent_us
+        if limit == SPENT:
+            return self._agents.allowed_in_us(request.agent, now_us)
         own = [one for one in self._slots.requests() if one.agent == request.agent]
         if not own or not self._pacing.measured:
             return None
@@ -109,9 +122,13 @@ class Forecast:
         running = self._slots.requests()
         ends = [self._remaining_us(request) for request in running]
         ends += [0] * (len(self._slots.slots) - len(running))
-        yielding = [one.rank for one in running if not self._admission.pinned(one)]
         step_us = self._pacing.decode_us(len(self._slots.slots))
-        return Estimates(self, ends, yielding, int(self._policy.quantum_tokens * step_us))
+        yielding = [
+            (one.rank, -int(self._admission.quantum(one) * step_us))
+            for one in running
+            if not self._admission.pinned(one)
+        ]
+        return Estimates(self, ends, yielding)
 
     def service_us(self, request: Request) -> int:
         """From slot to answer in a full pool. Of the prompt as much is computed as lately."""
@@ -135,15 +152,18 @@ class Forecast:
 
 
 class Estimates:
-    """The slots of a full pool, as they become free for one waiting request after the other."""
+    """The slots of a full pool, as they become free for one waiting request after the other.
+
+    `ends` has the microseconds until each is free, and `yielding` the class of every request that
+    may have to make way, with the microseconds of its quantum below zero.
+    """
 
     def __init__(
-        self, forecast: Forecast, ends: list[int], yielding: list[int], quantum_us: int
+        self, forecast: Forecast, ends: list[int], yielding: list[tuple[int, int]]
     ) -> None:
         self._forecast = forecast
         self._ends = ends
         self._yielding = sorted(yielding)
-        self._quantum_us = quantum_us
         heapq.heapify(self._ends)
 
     def take(self, request: Request, *, follows: bool) -> int:
@@ -153,9 +173,9 @@ class Estimates:
         `follows` another's preamble does not keep others waiting.
         """
         first = self._ends[0]
-        if self._yielding and self._yielding[-1] > request.rank:
-            self._yielding.pop()
-            return min(first, self._quantum_us)
+        if self._yielding and self._yielding[-1][0] > request.rank:
+            _, quantum_us = self._yielding.pop()
+            return min(first, -quantum_us)
         if not follows:
             heapq.heapreplace(self._ends, first + self._forecast.service_us(request))
         return first

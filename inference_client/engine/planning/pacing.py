@@ -28,7 +28,7 @@ PRIOR_SWAP_US: Final = 0.00025
 """A byte moved to or from host memory, before any was measured: 4 GB/s."""
 
 PREFILL_OBSERVED_MIN: Final = 4
-"""A step with fewer tokens of prefill says little about their cost."""
+"""A step with fewer tokens of prefill says little about their cost, only what it is at most."""
 
 WIDTH_SLOWDOWN: Final = 1.5
 """A step that decodes several sequences takes at most this many times as long as one with a single
@@ -54,6 +54,8 @@ class Pacing:
         elif prefill >= PREFILL_OBSERVED_MIN:
             rest = elapsed_us - (self.decode_us(decodes) if decodes else 0.0)
             self._prefill = _moved(self._prefill, max(rest, 0.0) / prefill)
+        elif prefill and self._prefill is not None and elapsed_us / prefill < self._prefill:
+            self._prefill = _moved(self._prefill, elapsed_us / prefill)
 
     def observe_swap(self, size: int, elapsed_us: int) -> None:
         """So many bytes were moved to or from host memory."""
@@ -73,22 +75,24 @@ class Pacing:
         """How long a step takes that decodes so many sequences.
 
         Between measured numbers by interpolation; below the least of them like that one; above the
-        largest in proportion, which is the worst it can be.
+        largest in proportion, which is the worst it can be. No step is taken to be slower than one
+        with more sequences: what was measured of it is out of date.
         """
         if not self._decode:
             return PRIOR_DECODE_US
         bucket = _bucket(sequences)
-        if bucket in self._decode:
-            return self._decode[bucket]
-        below = max((known for known in self._decode if known < bucket), default=None)
-        above = min((known for known in self._decode if known > bucket), default=None)
+        below = max((known for known in self._decode if known <= bucket), default=None)
+        above = min((known for known in self._decode if known >= bucket), default=None)
         if below is None:
-            assert above is not None
-            return self._decode[above]
-        low = self._decode[below]
+            return self._at_most(bucket)
         if above is None:
-            return low * bucket / below
-        return low + (self._decode[above] - low) * (bucket - below) / (above - below)
+            return self._decode[below] * bucket / below
+        low, high = self._at_most(below), self._at_most(above)
+        return low + (high - low) * (bucket - below) / max(above - below, 1)
+
+    def _at_most(self, bucket: int) -> float:
+        """What was measured of so many sequences, or of more if those were faster."""
+        return min(took for known, took in self._decode.items() if known >= bucket)
 
     def swap_us(self, size: int) -> float:
         """How long moving so many bytes in one direction takes."""

@@ -19,6 +19,7 @@ Pure: no clock, no socket, no model.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from inference_client.engine.planning.admission import Admission
 from inference_client.engine.planning.agents import Agents
@@ -34,6 +35,10 @@ from inference_client.engine.planning.swap import SwapArea
 from ipc_protocol.errors import Failure
 
 __all__ = ["Counters", "Place", "Planner", "Policy", "Row", "Step"]
+
+FORESEE_US: Final = 100_000
+"""How often it is asked of every request whether its deadline can still be met. That costs a look
+into the cache for each, too much for every step with a thousand of them."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Planner:
             queue, self._cache, self._admission, self._agents, self.pacing, policy, self.counters
         )
         self._timed: dict[int, Request] = {}
+        self._fresh: set[int] = set()
+        self._foreseen_us = 0
         self._now_us = 0
 
     @property
@@ -115,24 +122,21 @@ class Planner:
         self._batching.arrived(request)
         if request.deadline_us is not None:
             self._timed[request.id] = request
+            self._fresh.add(request.id)
 
     def cancel(self, request: Request) -> None:
-        """Forget a request, wherever it is. Its slot is free for the next step."""
-        self._timed.pop(request.id, None)
-        if request.slot is not None:
-            self._admission.stopped(request)
-            self._admission.ceiling = None
-            self.slots.release(request, self._now_us)
-        elif not self._queue.remove(request):
-            return
-        self._cache.forget(request)
-        self._admission.credit += max(request.paid_tokens, 0)
+        """Forget a request, wherever it is. Its slot is free for the next step.
+
+        Nothing is learned from what it has so far: it says nothing of how long answers are. One
+        that is not in the pool is none of its business.
+        """
+        self._leave(request)
 
     def finish(self, request: Request) -> None:
-        """A request has its answer, and leaves."""
-        if request.tokens_max:
+        """A request has its whole answer, and leaves. One that is not in the pool is none of its
+        business."""
+        if self._leave(request) and request.tokens_max:
             self._agents.answered(request)
-        self.cancel(request)
 
     def plan(self, now_us: int) -> Step:
         """Decide the next step."""
@@ -161,7 +165,7 @@ class Planner:
         self.counters.decode_tokens += decodes
         self.counters.prefill_tokens += prefill
         if self._admission.starving(step.now_us):
-            self._admission.credit += self._policy.starved_share * gained
+            self._admission.earn(self._policy.starved_share * gained)
         else:
             self._admission.credit = min(self._admission.credit, 0.0)
 
@@ -173,7 +177,6 @@ class Planner:
             request.first_us = self._now_us
         request.tokens += tokens
         request.forced_tokens += len(tokens) - 1
-        self.counters.forced_tokens += len(tokens) - 1
         self._queue.charge(request, len(tokens))
         self._agents.spend(request.agent, len(tokens), self._now_us)
 
@@ -215,13 +218,41 @@ class Planner:
         """The queue in its order, why each of them waits, and for about how long yet."""
         return self._forecast.waiting(now_us)
 
+    def _leave(self, request: Request) -> bool:
+        """Whether the request was in the pool."""
+        self._timed.pop(request.id, None)
+        if request.slot is not None:
+            self._admission.stopped(request)
+            self._admission.ceiling = None
+            self.slots.release(request, self._now_us)
+        elif not self._queue.remove(request):
+            return False
+        self._cache.forget(request)
+        self._admission.earn(max(request.paid_tokens, 0))
+        return True
+
     def _expire(self, now_us: int) -> list[Request]:
-        expired = [
-            request for request in self._timed.values() if self._forecast.hopeless(request, now_us)
-        ]
-        for request in expired:
-            self.cancel(request)
+        """One after the other, so that the last of them that runs is seen to be alone."""
+        expired = []
+        for request in self._due(now_us):
+            if self._forecast.hopeless(request, now_us):
+                self.cancel(request)
+                expired.append(request)
         return expired
+
+    def _due(self, now_us: int) -> list[Request]:
+        """Requests that may have to expire: those whose time is over, those that came just now, and
+        every `FORESEE_US` all that have a deadline."""
+        fresh, self._fresh = self._fresh, set()
+        if now_us >= self._foreseen_us + FORESEE_US:
+            self._foreseen_us = now_us
+            return list(self._timed.values())
+        return [
+            request
+            for request in self._timed.values()
+            if request.id in fresh
+            or (request.deadline_us is not None and request.deadline_us <= now_us)
+        ]
 
     def _retry_us(self, now_us: int) -> int | None:
         """When to plan again though nothing was decoded and nobody came: when a minute's share has

@@ -4,6 +4,14 @@ Pure: no clock, no socket, no model.
 """
 
 from dataclasses import dataclass, field
+from typing import Final
+
+URGENT: Final = 0
+"""The rank of the class that nothing may delay."""
+
+SCORED_OUTPUTS_MAX: Final = 32
+"""Rows of logits for continuations in one step, over all of them. Each is as wide as the
+vocabulary, half a megabyte or more, and the backend has room for these beside one of every slot."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,13 @@ class Policy:
     beneath_us: int = 50_000
     """... or to this, if that is more: what a reader does not notice."""
     quantum_tokens: int = 16
-    """Tokens that a request is given before it has to make way again."""
-    preemptions_max: int = 4
-    """After so many preemptions a request stays where it is until it ends."""
+    """Tokens that a request is given before it has to make way; twice as many after each time that
+    it did, so that it gets on however often somebody more urgent comes, ..."""
+    quantum_doublings_max: int = 5
+    """... up to 512 tokens, for which an urgent request then waits at most."""
+    preemptions_max: int = 8
+    """After so many preemptions a request stays where it is until it ends. By then it has had two
+    thousand tokens in all, more than nearly every answer."""
     starved_us: int = 30_000_000
     """After so long without anything a request enters the starvation tier: longer than a burst of
     urgent work takes, and as long as somebody waits for an answer before asking what is wrong."""
@@ -81,6 +93,5 @@ class Counters:
     prefix_queries: int = 0
     prefix_hits: int = 0
     recomputed_tokens: int = 0
-    forced_tokens: int = 0
     prefill_tokens: int = 0
     decode_tokens: int = 0

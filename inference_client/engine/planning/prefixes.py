@@ -3,12 +3,17 @@
 Tokens are hashed in blocks, each hash over the block and the hash before it, so that one number
 stands for a whole beginning. An index from these numbers to their owners is searched by bisection.
 A hash is a hint only: what it finds is compared token by token before anything is reused, because
-two agents could otherwise be brought together by a collision.
+two agents could otherwise be brought together by a collision. Every chain begins with a number
+that is drawn anew in each process, so that nobody can prepare one.
 
 Pure: no clock, no socket, no model.
 """
 
 from typing import Final
+
+SALT: Final = hash("what stands before the first block")
+"""An agent chooses its tokens, and the hashes of numbers are the same everywhere; that of a text is
+another one in each process."""
 
 BLOCK_TOKENS: Final = 16
 """Tokens of a block. A beginning shorter than one is not looked for: computing 16 tokens costs
@@ -35,7 +40,7 @@ def common_prefix(one: list[int], other: list[int], start: int = 0) -> int:
 def extend_hashes(hashes: list[int], tokens: list[int], block: int) -> None:
     """Append the hashes of the whole blocks of `tokens` that have none yet."""
     for end in range((len(hashes) + 1) * block, len(tokens) + 1, block):
-        before = hashes[-1] if hashes else 0
+        before = hashes[-1] if hashes else SALT
         hashes.append(hash((before, *tokens[end - block : end])))
 
 
@@ -50,11 +55,12 @@ class PrefixIndex:
             self._owners.setdefault(value, set()).add(owner)
 
     def remove(self, owner: int, hashes: list[int], start: int = 0) -> None:
+        """Where two blocks have the same hash by chance, the owner is found at neither of them."""
         for value in hashes[start:]:
-            owners = self._owners[value]
+            owners = self._owners.get(value, set())
             owners.discard(owner)
             if not owners:
-                del self._owners[value]
+                self._owners.pop(value, None)
 
     def longest(self, hashes: list[int]) -> tuple[int, set[int]]:
         """The most blocks that any owner begins with, and who does."""

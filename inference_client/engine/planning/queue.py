@@ -12,6 +12,7 @@ Pure: no clock, no socket, no model. The planner is its only writer.
 
 import bisect
 import heapq
+import itertools
 from collections.abc import Container, Iterator
 from typing import Final
 
@@ -142,28 +143,35 @@ class RequestQueue:
         """
         accounts, lanes = self._accounts[rank], self._lanes[rank]
         heap = [
-            (accounts.of(agent), lane[0][1].arrived_us, lane[0][1].id, agent, 0)
-            for agent, lane in lanes.items()
+            (accounts.of(agent), first.arrived_us, first.id, agent, place)
+            for agent, ((place, first), *_) in lanes.items()
         ]
         heapq.heapify(heap)
         while heap:
-            _, _, number, agent, passed = heapq.heappop(heap)
+            *_, agent, place = heapq.heappop(heap)
             if agent in skipped:
                 continue
-            request = lanes[agent][passed][1]
-            assert request.id == number, "a lane changes only by what is taken from it"
+            # The lane may have changed since, so that the place is looked for anew.
+            if (offered := _at_or_behind(lanes, agent, place)) is None:
+                continue
+            place, request = offered
             yield request
-            if request.id in self._waiting:
-                passed += 1
-            lane = lanes.get(agent, [])
-            if passed < len(lane):
-                later = lane[passed][1]
-                turn = (accounts.of(agent), later.arrived_us, later.id, agent, passed)
+            if (later := _at_or_behind(lanes, agent, (*place[:3], place[3] + 1))) is not None:
+                turn = (accounts.of(agent), later[1].arrived_us, later[1].id, agent, later[0])
                 heapq.heappush(heap, turn)
+
+    def renew(self, request: Request, now_us: int) -> None:
+        """A waiting request begins its wait anew, behind all others."""
+        request.idle_since_us = now_us
+        self._waiting[request.id] = self._waiting.pop(request.id)
 
     def oldest(self) -> Iterator[Request]:
         """The waiting requests, the one first that has got nothing for the longest time."""
         yield from self._waiting.values()
+
+    def idle_since(self, limit_us: int) -> list[Request]:
+        """Those that have got nothing since then or before."""
+        return list(itertools.takewhile(lambda one: one.idle_since_us <= limit_us, self.oldest()))
 
     def in_order(self) -> Iterator[Request]:
         """The waiting requests as they would be taken if nothing else came.
@@ -184,6 +192,12 @@ class RequestQueue:
         self._waiting[request.id] = request
         lane = self._lanes[request.rank].setdefault(request.agent, [])
         bisect.insort(lane, (_place(request), request), key=lambda pair: pair[0])
+
+
+def _at_or_behind(lanes: dict[str, Lane], agent: str, place: Place) -> tuple[Place, Request] | None:
+    lane = lanes.get(agent, [])
+    index = bisect.bisect_left(lane, place, key=lambda pair: pair[0])
+    return lane[index] if index < len(lane) else None
 
 
 def _place(request: Request) -> Place:

@@ -10,8 +10,8 @@ counted by reference, as llama.cpp does, so that running out is foreseen. *strea
 cells of its own, and a prefix is copied with its whole stream.
 
 llama.cpp puts off copies between streams until it decodes. Until then, `settled`, no slot is moved
-to the host that was copied to, none swapped into that was copied from, and none copied from that
-was swapped into; so that each operation finds what the table believes to be there.
+to the host that was copied to, none swapped into that was copied from or to, and none copied from
+that was swapped into; so that each operation finds what the table believes to be there.
 
 Pure: it decides and returns the operations that make the cache follow.
 """
@@ -181,16 +181,22 @@ class SlotTable:
     # -- looking for a slot
 
     def longest(self, request: Request) -> tuple[int, list[Slot]]:
-        """The most tokens that the request can take over, and the slots that hold them."""
+        """The most tokens that the request can take over, and the slots that hold them.
+
+        Each of them is compared token by token: a hash that is the same by chance finds nothing.
+        """
         extend_hashes(request.hashes, request.target, self.block)
         candidates = self._candidates(request) if self.partial else self._whole(request)
-        best = max((length for length, _ in candidates), default=0)
-        if not best:
-            return 0, []
-        slots = [slot for length, slot in candidates if length == best]
-        if slots[0].tokens[:best] != request.target[:best]:
-            return 0, []
-        return best, slots
+        for best in sorted({length for length, _ in candidates if length}, reverse=True):
+            wanted = request.target[:best]
+            slots = [
+                slot
+                for length, slot in candidates
+                if length == best and slot.tokens[:best] == wanted
+            ]
+            if slots:
+                return best, slots
+        return 0, []
 
     def choose(self, request: Request, worth: Callable[[Slot], float]) -> Choice:
         """The best free slot, of which there is one, and the longest prefix to start from.
@@ -313,7 +319,7 @@ class SlotTable:
         return slot.index not in self._copied_to
 
     def may_swap_in(self, slot: Slot) -> bool:
-        return slot.index not in self._copied_from
+        return slot.index not in self._copied_from and slot.index not in self._copied_to
 
     def may_copy(self, slot: Slot) -> bool:
         return slot.index not in self._swapped_in
